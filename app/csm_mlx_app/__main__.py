@@ -1,0 +1,3 @@
+from csm_mlx_app.cli import main
+
+main()
