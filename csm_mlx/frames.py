@@ -1,0 +1,90 @@
+"""Turns and the prompt rows they become, as CSM was trained on them (Sesame's `generator.py`).
+
+A turn is `[speaker]text` between begin and end tokens, one row per token, then one row per frame of its sound and a
+row of zeros, the end frame. Turns follow each other with nothing between.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from csm_mlx.config import CsmConfig
+from csm_mlx.errors import AudioError, ConfigError
+from csm_mlx.tokenizer import Tokenizer
+
+END_CODE = 0
+"""A frame of nothing but this ends the sound of a turn."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Turn:
+    """What one speaker said.
+
+    speaker: a small number, 0 or 1 in Sesame's own prompts.
+    text: the words, without the speaker's tag.
+    pcm: (n_samples,) float32 at the codec's rate, or None.
+    codes: (n_frames, n_codebooks) int32 of that sound where it is encoded already; wins over `pcm`.
+    """
+
+    speaker: int
+    text: str
+    pcm: np.ndarray | None = None
+    codes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_speaker(self.speaker)
+        if self.pcm is not None and (self.pcm.ndim != 1 or self.pcm.size == 0):
+            raise AudioError(f"a turn's pcm has shape {self.pcm.shape}, expected (n_samples,) with at least one sample")
+        if not self.text.strip() and self.pcm is None and self.codes is None:
+            raise ConfigError("a turn has neither text nor sound; give it one of them")
+
+
+@dataclass(frozen=True, eq=False)
+class TurnRows:
+    """The rows of one turn: `text_ids`, then `codes` (n_frames, n_codebooks) and the end frame, or no sound."""
+
+    text_ids: tuple[int, ...]
+    codes: np.ndarray | None
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.text_ids) + (0 if self.codes is None else len(self.codes) + 1)
+
+    def audio_rows(self) -> np.ndarray:
+        """(n_frames + 1, n_codebooks) int32: the frames and the end frame."""
+        assert self.codes is not None
+        return np.concatenate([self.codes, np.full((1, self.codes.shape[1]), END_CODE, np.int32)])
+
+
+def check_speaker(speaker: int) -> None:
+    """`ConfigError` unless it is a whole number from 0 on."""
+    if not isinstance(speaker, int) or isinstance(speaker, bool) or speaker < 0:
+        raise ConfigError(f"speaker is {speaker!r}, expected a whole number from 0 on")
+
+
+def check_codes(codes: np.ndarray, config: CsmConfig) -> np.ndarray:
+    """The codes as int32; `AudioError` unless they are (n_frames, n_codebooks) of ids that the codec knows."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[1] != config.n_codebooks or not np.issubdtype(codes.dtype, np.integer):
+        raise AudioError(
+            f"codes have shape {codes.shape} and type {codes.dtype}, "
+            f"expected (n_frames, {config.n_codebooks}) integers"
+        )
+    if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook_size:
+        raise AudioError(f"codes lie in {codes.min()} … {codes.max()}, expected 0 … {config.codebook_size - 1}")
+    return codes.astype(np.int32)
+
+
+def text_ids(text: str, speaker: int, tokenizer: Tokenizer, config: CsmConfig) -> tuple[int, ...]:
+    """Ids of one turn's text with its speaker's tag, begin and end tokens included."""
+    check_speaker(speaker)
+    return tuple(tokenizer.encode(config.speaker_format.format(speaker=speaker) + text.strip()))
+
+
+def is_end(codes: np.ndarray) -> bool:
+    """Whether a frame (n_codebooks,) ends the turn.
+
+    As in transformers the last codebook is not asked: after zeros in all the others it says nothing, and a stray
+    code there would let the model run on past its end.
+    """
+    return not codes[:-1].any()

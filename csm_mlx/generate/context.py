@@ -1,0 +1,175 @@
+"""The turns that the backbone has seen, and its cache of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from csm_mlx.errors import ContextError
+from csm_mlx.frames import TurnRows
+from csm_mlx.models.csm import CsmModel
+from csm_mlx.nn import cache
+
+PREFILL_ROWS = 128
+"""Rows embedded and run at once: bounds the memory of a prefill, whose embeddings are K lookups a row."""
+GROWTH = 512
+"""The cache grows by this many positions: short conversations attend over few."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A turn in the cache, from position `start` on."""
+
+    rows: TurnRows
+    start: int
+    reference: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ContextSnapshot:
+    """Arrays are immutable, so this costs nothing until the context is written again, and then one copy."""
+
+    state: cache.CacheState
+    turns: tuple[Held, ...]
+    n_positions: int
+
+
+class Context:
+    """Appends turns to the backbone's cache, makes room by forgetting the oldest, and cuts the newest short.
+
+    Batch of one. The last turn may be open: its text is in, its frames come one by one (`step`) until `close_turn`.
+    """
+
+    def __init__(self, model: CsmModel):
+        self._model = model
+        self._max_positions = model.config.max_positions
+        self.restore(ContextSnapshot(model.backbone.make_state(1, model.dtype, GROWTH), (), 0))
+
+    def snapshot(self) -> ContextSnapshot:
+        """The context as it is now; only between turns."""
+        return ContextSnapshot(self._state, self.turns, self.n_positions)
+
+    def restore(self, snapshot: ContextSnapshot) -> None:
+        """Back to a snapshot of this model's context."""
+        self._state, self.turns, self.n_positions = snapshot.state, snapshot.turns, snapshot.n_positions
+
+    @property
+    def free_positions(self) -> int:
+        return self._max_positions - self.n_positions
+
+    def reserve(self, n_rows: int) -> None:
+        """Makes room for `n_rows` more, forgetting the oldest turns that are no reference, whole.
+
+        When it must forget, it forgets until a quarter of all positions are free besides, so that the rebuild,
+        a prefill of what stays, comes once in many turns. What cannot be freed is not an error here.
+        """
+        if n_rows <= self.free_positions:
+            return
+        wanted = n_rows + self._max_positions // 4
+        kept, free = list(self.turns), self.free_positions
+        for turn in self.turns:
+            if free >= wanted:
+                break
+            if not turn.reference:
+                kept.remove(turn)
+                free += turn.rows.n_rows
+        self._rebuild(kept)
+
+    def add(self, rows: TurnRows, reference: bool) -> None:
+        """A whole turn; `ContextError` if the positions do not suffice even for it and the references."""
+        self.reserve(rows.n_rows)
+        self._check(rows.n_rows)
+        self._append(rows, reference)
+
+    def open_turn(self, text_ids: tuple[int, ...]) -> mx.array:
+        """The text of a turn that is about to be spoken; (1, dim), the state that predicts its first frame."""
+        self._check(len(text_ids) + 2)
+        start = self.n_positions
+        hidden = self._feed_text(text_ids)
+        self.turns = (*self.turns, Held(TurnRows(text_ids, None), start, reference=False))
+        return hidden
+
+    def step(self, codes: mx.array) -> mx.array:
+        """One frame (1, n_codebooks) of the open turn; (1, dim), the state that predicts the next.
+
+        Builds the graph and waits for nothing.
+        """
+        self._grow(1)
+        hidden, self._state = self._model.backbone(self._model.embed_audio(codes[:, None]), self._state)
+        self.n_positions += 1
+        return hidden[:, -1]
+
+    def close_turn(self, codes: np.ndarray) -> None:
+        """Ends the last turn after `codes` (n_frames, n_codebooks), fewer or one more than were stepped through.
+
+        No frames at all take its text out too: nothing was said.
+        """
+        held = self.turns[-1]
+        rows = TurnRows(held.rows.text_ids, codes)
+        audio_start = held.start + len(rows.text_ids)
+        n_cached = min(self.n_positions - audio_start, len(codes))
+        self._rewind(audio_start + n_cached)
+        if len(codes) == 0:
+            self._rewind(held.start)
+            self.turns = self.turns[:-1]
+            return
+        self._feed_audio(rows.audio_rows()[n_cached:])
+        self.turns = (*self.turns[:-1], replace(held, rows=rows))
+
+    def evaluated(self) -> cache.CacheState:
+        """The state, for `mx.eval` beside what depends on it."""
+        return self._state
+
+    def _append(self, rows: TurnRows, reference: bool) -> None:
+        start = self.n_positions
+        self._feed_text(rows.text_ids)
+        if rows.codes is not None:
+            self._feed_audio(rows.audio_rows())
+        self.turns = (*self.turns, Held(rows, start, reference))
+
+    def _rebuild(self, kept: list[Held]) -> None:
+        """The cache of `kept` alone; what stands before the first forgotten turn stays as it is."""
+        same = 0
+        while same < len(kept) and kept[same] is self.turns[same]:
+            same += 1
+        if same == len(self.turns):
+            return
+        self._rewind(self.turns[same].start)
+        self.turns = self.turns[:same]
+        for turn in kept[same:]:
+            self._append(turn.rows, turn.reference)
+
+    def _feed_text(self, ids: tuple[int, ...]) -> mx.array:
+        rows = mx.array([ids], mx.int32)
+        return self._feed(rows, self._model.embed_text)
+
+    def _feed_audio(self, codes: np.ndarray) -> mx.array:
+        return self._feed(mx.array(codes[None]), self._model.embed_audio)
+
+    def _feed(self, rows: mx.array, embed: Callable[[mx.array], mx.array]) -> mx.array:
+        hidden = mx.zeros((1, 1, self._model.config.backbone.dim), self._model.dtype)
+        self._grow(rows.shape[1])
+        for start in range(0, rows.shape[1], PREFILL_ROWS):
+            block = embed(rows[:, start : start + PREFILL_ROWS])
+            hidden, self._state = self._model.backbone(block, self._state)
+            mx.eval(hidden, self._state)
+        self.n_positions += rows.shape[1]
+        return hidden[:, -1]
+
+    def _rewind(self, n_positions: int) -> None:
+        self._state, self.n_positions = cache.rewind(self._state, n_positions), n_positions
+
+    def _grow(self, n_rows: int) -> None:
+        needed = self.n_positions + n_rows
+        if needed > cache.capacity(self._state):
+            rounded = -(-needed // GROWTH) * GROWTH
+            self._state = cache.grow(self._state, max(needed, min(rounded, self._max_positions)))
+
+    def _check(self, n_rows: int) -> None:
+        if n_rows > self.free_positions:
+            n_reference = sum(turn.rows.n_rows for turn in self.turns if turn.reference)
+            raise ContextError(
+                f"a turn needs {n_rows} positions, but of {self._max_positions} only {self.free_positions} are free "
+                f"({n_reference} are held by the voice's reference); shorten the turn's text or sound, or the reference"
+            )

@@ -1,0 +1,159 @@
+"""Conversations: what a programmer holds."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from csm_mlx.config import CheckpointConfig, SamplingConfig
+from csm_mlx.errors import AudioError, ConfigError
+from csm_mlx.frames import Turn, TurnRows, check_codes, text_ids
+from csm_mlx.generate.context import Context, ContextSnapshot
+from csm_mlx.generate.speech import Speech
+from csm_mlx.models.csm import CsmModel
+from csm_mlx.models.mimi import Mimi
+from csm_mlx.sampling import Sampler
+from csm_mlx.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Csm:
+    """A loaded checkpoint. One serves many sessions; it holds no state of theirs."""
+
+    model: CsmModel
+    codec: Mimi
+    tokenizer: Tokenizer
+    config: CheckpointConfig
+    path: Path
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.codec.config.sample_rate_hz
+
+    @property
+    def frame_size(self) -> int:
+        """Samples per frame."""
+        return self.codec.config.frame_size
+
+    def session(self, *, seed: int = 0, sampling: SamplingConfig | None = None) -> "CsmSession":
+        """A new conversation. The same seed and the same calls give the same sound; `sampling` defaults to the
+        checkpoint's own."""
+        return CsmSession(self, seed, sampling or self.config.sampling)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Sound (n_samples,) at `sample_rate_hz` to codes (n_frames, n_codebooks) int32; the last frame is padded."""
+        if pcm.ndim != 1 or not len(pcm):
+            raise AudioError(f"pcm has shape {pcm.shape}, expected (n_samples,) with at least one sample")
+        codes, _ = self.codec.encode(mx.array(pcm[None, :, None]), n_codebooks=self.config.csm.n_codebooks)
+        return np.array(codes[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A session at one moment; see `CsmSession.snapshot`."""
+
+    context: ContextSnapshot
+    key: mx.array
+
+
+class CsmSession:
+    """One conversation: the backbone's cache of all that was said, kept from turn to turn.
+
+    Only what is new is prefilled. When the positions run short, the oldest turns that are not the voice's reference
+    are forgotten whole. Use it from one thread, the one that owns MLX.
+    """
+
+    def __init__(self, csm: Csm, seed: int, sampling: SamplingConfig):
+        self._csm = csm
+        self._sampler = Sampler(sampling)
+        self._key = mx.random.key(seed)
+        self._context = Context(csm.model)
+        self._speech: Speech | None = None
+        self._spoke_last = False
+
+    @property
+    def n_positions(self) -> int:
+        """Rows of the conversation that are in the cache now."""
+        return self._context.n_positions
+
+    @property
+    def turns(self) -> tuple[TurnRows, ...]:
+        """The turns that are in the cache now, oldest first."""
+        return tuple(held.rows for held in self._context.turns)
+
+    def add(self, turn: Turn, *, reference: bool = False) -> None:
+        """Puts what somebody said into the conversation.
+
+        A reference is never forgotten: it is the voice that the model speaks with. Raises ContextError when the
+        turn does not fit even into an otherwise empty conversation, and AudioError for codes that are none.
+        """
+        self._end_speech()
+        codes = turn.codes
+        if codes is None and turn.pcm is not None:
+            codes = self._csm.encode(turn.pcm)
+        if codes is not None:
+            codes = check_codes(codes, self._csm.config.csm)
+        ids = self._text_ids(turn.text, turn.speaker) if turn.text.strip() else ()
+        self._context.add(TurnRows(ids, codes), reference)
+        self._spoke_last = False
+
+    def speak(self, text: str, speaker: int = 0, *, max_seconds: float | None = None) -> Speech:
+        """Speaks `text` as the next turn; iterate over the result for its sound, which is made as you go.
+
+        max_seconds: the longest that it may become; by default what the text could need. An utterance that is still
+        going on when the session is used again ends there.
+        """
+        self._end_speech()
+        if not text.strip():
+            raise ConfigError("there is no text to speak; give at least one word")
+        if max_seconds is not None and not max_seconds > 0:
+            raise ConfigError(f"max_seconds is {max_seconds}, expected more than 0")
+        frame_rate_hz = self._csm.codec.config.frame_rate_hz
+        self._key, key = mx.random.split(self._key)
+        self._speech = Speech(
+            self._csm.model,
+            self._csm.codec,
+            self._context,
+            text=text,
+            text_ids=self._text_ids(text, speaker),
+            max_frames=None if max_seconds is None else max(1, math.floor(max_seconds * frame_rate_hz)),
+            sampler=self._sampler,
+            key=key,
+        )
+        self._spoke_last = True
+        return self._speech
+
+    def cut(self, n_frames: int) -> None:
+        """Cuts the turn just spoken to its first `n_frames`, those that were heard; 0 takes it out altogether.
+
+        Raises ConfigError when the last turn was not spoken here, or has fewer frames.
+        """
+        self._end_speech()
+        codes = self._context.turns[-1].rows.codes if self._spoke_last and self._context.turns else None
+        if codes is None or not 0 <= n_frames <= len(codes):
+            there = "the last turn was not spoken by this session" if codes is None else f"it has {len(codes)}"
+            raise ConfigError(f"cannot cut the last turn to {n_frames} frames: {there}")
+        self._context.close_turn(codes[:n_frames])
+        self._spoke_last = n_frames > 0
+
+    def snapshot(self) -> Snapshot:
+        """The conversation at this moment, for `rewind`; free until the session goes on, then one copy of the cache."""
+        self._end_speech()
+        return Snapshot(self._context.snapshot(), self._key)
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Back to a snapshot of this session, its randomness included."""
+        self._end_speech()
+        self._context.restore(snapshot.context)
+        self._key = snapshot.key
+        self._spoke_last = False
+
+    def _text_ids(self, text: str, speaker: int) -> tuple[int, ...]:
+        return text_ids(text, speaker, self._csm.tokenizer, self._csm.config.csm)
+
+    def _end_speech(self) -> None:
+        if self._speech is not None:
+            self._speech.close()
+            self._speech = None

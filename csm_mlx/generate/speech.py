@@ -1,0 +1,215 @@
+"""One utterance: frames drawn one by one, decoded as they come, guarded against the ways in which CSM goes wrong."""
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+
+from csm_mlx.errors import ContextError, GenerationError
+from csm_mlx.frames import is_end
+from csm_mlx.generate.context import Context
+from csm_mlx.generate.frame import sample_frame
+from csm_mlx.generate.tail import Tail, is_silent
+from csm_mlx.models.csm import CsmModel
+from csm_mlx.models.mimi import Mimi
+from csm_mlx.sampling import Sampler
+
+N_RETRIES = 3
+"""New keys tried when the first frame is an end frame."""
+MAX_SILENCE_S = 3.0
+MAX_REPEATS = 10
+"""Equal frames in a row after which the model is stuck."""
+MIN_LIMIT_S = 4.0
+LIMIT_S_PER_CHARACTER = 0.15
+"""Twice what unhurried English takes."""
+EXPECTED_S_PER_CHARACTER = 0.08
+MIN_FRAMES = 12
+
+Stop = Literal["end", "length", "silence", "repeat", "closed"]
+
+
+@dataclass(frozen=True)
+class SpeechStats:
+    """What an utterance cost; times of the monotonic clock on this machine."""
+
+    n_frames: int
+    sound_s: float
+    """Of what was handed out."""
+    prefill_s: float
+    """From the start to the state that predicts the first frame."""
+    first_audio_s: float | None
+    """From the start to the first sample handed out; None if there was none."""
+    work_s: float
+    """Spent making it, without the time that the listener took between chunks."""
+    stop: Stop | None
+    """Why it ended: the end frame, the length limit, a guard, or the listener; None while it goes on."""
+    n_retries: int
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of work per second of sound; below 1 is faster than real time."""
+        return self.work_s / self.sound_s if self.sound_s else None
+
+
+def expected_frames(text: str, frame_rate_hz: float) -> int:
+    """How many frames a text is likely to take: what the context makes room for."""
+    return math.ceil(max(MIN_LIMIT_S / 2, EXPECTED_S_PER_CHARACTER * len(text)) * frame_rate_hz)
+
+
+def limit_frames(text: str, frame_rate_hz: float) -> int:
+    """How many frames a text may take before the model has lost its end."""
+    return math.ceil(max(MIN_LIMIT_S, LIMIT_S_PER_CHARACTER * len(text)) * frame_rate_hz)
+
+
+class Speech(Iterator[np.ndarray]):
+    """An utterance as it is made: iterate over it for sound, (n_samples,) float32 in [-1, 1], about a frame at a time.
+
+    Nothing is computed before the first `next`. `close()`, or dropping the iterator, ends the turn where it is. What
+    is heard is the codec's output of `codes`, with the trailing silence trimmed and the end faded.
+    """
+
+    def __init__(
+        self,
+        model: CsmModel,
+        codec: Mimi,
+        context: Context,
+        *,
+        text: str,
+        text_ids: tuple[int, ...],
+        max_frames: int | None,
+        sampler: Sampler,
+        key: mx.array,
+    ):
+        self._model, self._codec, self._context = model, codec, context
+        self._text, self._text_ids = text, text_ids
+        self._max_frames, self._sampler, self._key = max_frames, sampler, key
+        self._codes: list[np.ndarray] = []
+        self._n_samples = 0
+        self._n_retries = 0
+        self._prefill_s = self._work_s = 0.0
+        self._first_audio_s: float | None = None
+        self._stop: Stop | None = None
+        self._generator = self._run()
+
+    def __iter__(self) -> "Speech":
+        return self
+
+    def __next__(self) -> np.ndarray:
+        started = time.perf_counter()
+        try:
+            while True:
+                pcm = next(self._generator)
+                if len(pcm):
+                    break
+        finally:
+            self._work_s += time.perf_counter() - started
+        if self._first_audio_s is None:
+            self._first_audio_s = self._work_s
+        self._n_samples += len(pcm)
+        return pcm
+
+    def close(self) -> None:
+        """Ends the turn after the frames made so far, which stay in the session; harmless when it has ended."""
+        self._generator.close()
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(n_frames, n_codebooks) int32 of the turn so far, without the end frame."""
+        return np.array(self._codes, np.int32).reshape(-1, self._model.config.n_codebooks)
+
+    @property
+    def stats(self) -> SpeechStats:
+        """Of the utterance so far."""
+        return SpeechStats(
+            n_frames=len(self._codes),
+            sound_s=self._n_samples / self._codec.config.sample_rate_hz,
+            prefill_s=self._prefill_s,
+            first_audio_s=self._first_audio_s,
+            work_s=self._work_s,
+            stop=self._stop,
+            n_retries=self._n_retries,
+        )
+
+    def _run(self) -> Generator[np.ndarray, None, None]:
+        started = time.perf_counter()
+        limit = self._reserve()
+        hidden = self._context.open_turn(self._text_ids)
+        mx.eval(hidden)
+        self._prefill_s = time.perf_counter() - started
+        tail = Tail(self._codec.config.sample_rate_hz)
+        try:
+            for pcm in self._frames(hidden, limit):
+                yield np.clip(tail.push(pcm), -1.0, 1.0)
+            yield np.clip(tail.finish(), -1.0, 1.0)
+        finally:
+            if self._stop is None:
+                self._stop = "closed"
+            # The turn ends in the cache like one that was heard whole, whatever ended it here.
+            self._context.close_turn(self.codes)
+
+    def _reserve(self) -> int:
+        """Makes room in the context; the most frames that this utterance may have."""
+        frame_rate_hz = self._codec.config.frame_rate_hz
+        limit = self._max_frames or limit_frames(self._text, frame_rate_hz)
+        n_text = len(self._text_ids)
+        self._context.reserve(n_text + min(limit, expected_frames(self._text, frame_rate_hz)) + 1)
+        n_free = self._context.free_positions - n_text - 1
+        if n_free < min(limit, MIN_FRAMES):
+            raise ContextError(
+                f"the text takes {n_text} positions and leaves {max(0, n_free)} for its sound, of "
+                f"{self._model.config.max_positions}; shorten the text or the voice's reference"
+            )
+        return min(limit, n_free)
+
+    def _frames(self, hidden: mx.array, limit: int) -> Generator[np.ndarray, None, None]:
+        """Decoded frames (frame_size,) until the end frame, a guard or the limit; sets `_codes` and `_stop`."""
+        n_silent = n_repeats = 0
+        codec_state = None
+        while True:
+            frame, codes = self._draw(hidden)
+            if is_end(frame):
+                self._stop = "end"
+                return
+            n_repeats = n_repeats + 1 if self._codes and np.array_equal(frame, self._codes[-1]) else 0
+            self._codes.append(frame)
+            decoded, codec_state = self._codec.decode(codes[:, None], codec_state)
+            last = len(self._codes) >= limit
+            if not last:
+                hidden = self._context.step(codes)
+            mx.eval(decoded, codec_state, hidden, self._context.evaluated())
+            pcm = np.array(decoded[0, :, 0], dtype=np.float32)
+            n_silent = n_silent + 1 if is_silent(pcm) else 0
+            yield pcm
+            if n_repeats >= MAX_REPEATS:
+                self._drop("repeat", n_repeats)
+                return
+            if n_silent * self._codec.config.frame_size >= MAX_SILENCE_S * self._codec.config.sample_rate_hz:
+                self._drop("silence", n_silent - 1)
+                return
+            if last:
+                self._stop = "length"
+                return
+
+    def _draw(self, hidden: mx.array) -> tuple[np.ndarray, mx.array]:
+        """The next frame, (n_codebooks,) on the host and (1, n_codebooks) in the graph."""
+        n_tries = 1 if self._codes or self._sampler.config.temperature == 0 else 1 + N_RETRIES
+        for attempt in range(n_tries):
+            self._key, key = mx.random.split(self._key)
+            codes = sample_frame(self._model, hidden, self._sampler, key)
+            frame = np.array(codes[0])
+            if self._codes or not is_end(frame):
+                self._n_retries += attempt
+                return frame, codes
+        raise GenerationError(
+            f"the model ended its turn before the first frame of {self._text!r:.60}, in {n_tries} of {n_tries} tries; "
+            "try another seed, a temperature above 0, or a voice with a longer reference"
+        )
+
+    def _drop(self, stop: Stop, n_frames: int) -> None:
+        """Ends the turn without its last `n_frames`, in which nothing was said."""
+        self._stop = stop
+        del self._codes[len(self._codes) - n_frames :]

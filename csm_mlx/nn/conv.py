@@ -1,0 +1,125 @@
+"""Causal convolutions over (B, T, C), the same code offline and streamed: the state is the past that they still need.
+
+The arithmetic is that of EnCodec's and Mimi's `StreamableConv1d` and `StreamableConvTranspose1d`: all padding on the
+left, transposed convolutions trimmed on the right.
+"""
+
+from typing import NoReturn, TypedDict
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from csm_mlx.errors import AudioError
+
+
+class ConvState(TypedDict, total=False):
+    past: mx.array
+    """(B, kernel - stride, in_channels): the inputs that the next output still sees."""
+    started: mx.array
+    """() bool: false until the first input, which an edge-padded convolution repeats backwards."""
+
+
+class OverlapState(TypedDict):
+    tail: mx.array
+    """(B, stride, out_channels): what the last input adds to the next output, before any bias."""
+
+
+def _partial(n_steps: int, stride: int) -> NoReturn:
+    raise AudioError(f"a streaming layer of stride {stride} was given {n_steps} steps, expected a multiple of {stride}")
+
+
+class CausalConv1d(nn.Module):
+    """Convolution that sees no future; T must be a multiple of `stride` and T / stride comes out."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        edge_padding: bool = False,
+    ):
+        super().__init__()
+        scale = (in_channels * kernel_size) ** -0.5
+        self.weight = mx.random.uniform(-scale, scale, (out_channels, kernel_size, in_channels))
+        if bias:
+            self.bias = mx.zeros((out_channels,))
+        self._bias = bias
+        self._stride, self._dilation = stride, dilation
+        self._n_past = (kernel_size - 1) * dilation + 1 - stride
+        self._edge_padding = edge_padding
+
+    def make_state(self, batch: int, dtype: mx.Dtype) -> ConvState:
+        state: ConvState = {}
+        if self._n_past:
+            state["past"] = mx.zeros((batch, self._n_past, self.weight.shape[2]), dtype)
+        if self._edge_padding:
+            state["started"] = mx.array(False)
+        return state
+
+    def __call__(self, x: mx.array, state: ConvState) -> tuple[mx.array, ConvState]:
+        """x (B, T, in_channels); (B, T / stride, out_channels) and the state after it."""
+        if x.shape[1] % self._stride:
+            _partial(x.shape[1], self._stride)
+        new: ConvState = {}
+        if self._n_past:
+            past = state["past"]
+            if self._edge_padding:
+                past = mx.where(state["started"], past, x[:, :1])
+                new["started"] = mx.array(True)
+            x = mx.concatenate([past, x], axis=1)
+            new["past"] = x[:, -self._n_past :]
+        y = mx.conv1d(x, self.weight, stride=self._stride, dilation=self._dilation)
+        return (y + self.bias if self._bias else y), new
+
+
+def _overlap_add(y: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
+    """y (B, T, 2 * stride, C): what each input adds to its own and to the next stride of outputs."""
+    batch, n_steps, taps, channels = y.shape
+    own, late = y[:, :, : taps // 2], y[:, :, taps // 2 :]
+    before = mx.concatenate([state["tail"][:, None], late[:, :-1]], axis=1)
+    return (own + before).reshape(batch, n_steps * taps // 2, channels), {"tail": late[:, -1]}
+
+
+class CausalConvTranspose1d(nn.Module):
+    """Transposed convolution of kernel 2 * stride: one matrix product and one overlap-add.
+
+    MLX's own `conv_transpose1d` takes many times as long on its CPU backend, and would compute the tail, which is
+    the streaming state, only to drop it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        scale = in_channels**-0.5
+        self.weight = mx.random.uniform(-scale, scale, (in_channels, 2 * stride, out_channels))
+        self.bias = mx.zeros((out_channels,))
+
+    def make_state(self, batch: int, dtype: mx.Dtype) -> OverlapState:
+        _, taps, out_channels = self.weight.shape
+        return {"tail": mx.zeros((batch, taps // 2, out_channels), dtype)}
+
+    def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
+        """x (B, T, in_channels); (B, T * stride, out_channels) and the state after it."""
+        in_channels, taps, out_channels = self.weight.shape
+        y = x @ self.weight.reshape(in_channels, taps * out_channels)
+        y, state = _overlap_add(y.reshape(*x.shape[:2], taps, out_channels), state)
+        return y + self.bias, state
+
+
+class DepthwiseUpsample(nn.Module):
+    """Depthwise transposed convolution of kernel 2 * stride without bias: a few multiplications per channel."""
+
+    def __init__(self, channels: int, stride: int):
+        super().__init__()
+        self.weight = mx.random.uniform(-1, 1, (2 * stride, channels))
+
+    def make_state(self, batch: int, dtype: mx.Dtype) -> OverlapState:
+        taps, channels = self.weight.shape
+        return {"tail": mx.zeros((batch, taps // 2, channels), dtype)}
+
+    def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
+        """x (B, T, channels); (B, T * stride, channels) and the state after it."""
+        return _overlap_add(x[:, :, None] * self.weight, state)

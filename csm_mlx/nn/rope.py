@@ -1,0 +1,37 @@
+"""Rotary positions: the frequency curve, and the rotation of interleaved pairs."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+
+from csm_mlx.config import Llama3Rope
+
+
+def rope_periods(head_dim: int, base: float, scaling: Llama3Rope | None = None) -> np.ndarray:
+    """Radians-per-position of each pair, inverted: (head_dim / 2,) float64, as `mx.fast.rope(freqs=…)` takes them.
+
+    Llama 3's stretching (Meta's `apply_scaling`): pairs that turn often within the original context stay as they
+    are, those that never finish a turn slow down by `factor`, and those between are blended.
+    """
+    frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        turns = scaling.original_max_positions * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    return 1.0 / frequencies
+
+
+class Rope:
+    """Turns pairs (0, 1), (2, 3), … of the last axis by their position; no parameters."""
+
+    def __init__(self, head_dim: int, base: float, scaling: Llama3Rope | None = None):
+        self.head_dim = head_dim
+        self.periods = mx.array(rope_periods(head_dim, base, scaling).astype(np.float32))
+
+    def __call__(self, x: mx.array, offset: mx.array) -> mx.array:
+        """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is () int32."""
+        return mx.fast.rope(
+            x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods
+        )

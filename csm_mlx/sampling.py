@@ -1,0 +1,43 @@
+"""Drawing a code from its logits: temperature, top-k, top-p and min-p, in the graph and in float32."""
+
+import mlx.core as mx
+
+from csm_mlx.config import SamplingConfig
+
+
+class Sampler:
+    """A pure function of logits and noise: the same two give the same code, and nothing waits for the device.
+
+    Temperature comes first, as in Sesame's code and in transformers; the filters see the tempered distribution.
+    """
+
+    def __init__(self, config: SamplingConfig):
+        self.config = config
+
+    def noise(self, key: mx.array, shape: tuple[int, ...]) -> mx.array | None:
+        """Gumbel noise for `__call__`, all that one frame needs in one draw; None when sampling is greedy."""
+        return None if self.config.temperature == 0 else mx.random.gumbel(shape, key=key)
+
+    def __call__(self, logits: mx.array, noise: mx.array | None) -> mx.array:
+        """logits (B, V) and noise (B, V); ids (B,) int32. argmax(logits + Gumbel noise) is an exact draw."""
+        if noise is None:
+            return mx.argmax(logits, axis=-1).astype(mx.int32)
+        return mx.argmax(self.filtered(logits) + noise, axis=-1).astype(mx.int32)
+
+    def filtered(self, logits: mx.array) -> mx.array:
+        """Tempered logits (B, V) float32 with -inf where an id is out."""
+        c = self.config
+        logits = logits.astype(mx.float32) / c.temperature
+        if 0 < c.top_k < logits.shape[-1]:
+            threshold = mx.topk(logits, c.top_k, axis=-1).min(axis=-1, keepdims=True)
+            logits = mx.where(logits < threshold, -mx.inf, logits)  # ids that tie with the k-th stay
+        if c.top_p < 1:
+            ordered = mx.sort(logits, axis=-1)[..., ::-1]
+            p = mx.softmax(ordered, axis=-1)
+            kept = mx.cumsum(p, axis=-1) - p < c.top_p  # the mass before an id: the first one always stays
+            threshold = mx.where(kept, ordered, mx.inf).min(axis=-1, keepdims=True)
+            logits = mx.where(logits < threshold, -mx.inf, logits)
+        if c.min_p > 0:
+            threshold = logits.max(axis=-1, keepdims=True) + mx.log(mx.array(c.min_p))
+            logits = mx.where(logits < threshold, -mx.inf, logits)
+        return logits
