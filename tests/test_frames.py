@@ -1,0 +1,53 @@
+"""Prompt rows, as Sesame's generator lays them out."""
+
+import numpy as np
+import pytest
+from csm_mlx.errors import AudioError, ConfigError
+from csm_mlx.frames import Turn, TurnRows, check_codes, is_end, text_ids
+from support.models import ByteTokenizer, csm_config
+
+
+def test_text_has_its_speaker_between_begin_and_end() -> None:
+    ids = text_ids(" Hi there ", 1, ByteTokenizer(), csm_config())
+    assert ids == (1, *b"[1]Hi there", 2)
+    spaced = csm_config(speaker_format="[{speaker}] ")
+    assert text_ids("Hi", 0, ByteTokenizer(), spaced) == (1, *b"[0] Hi", 2)
+
+
+def test_sound_ends_with_a_frame_of_zeros() -> None:
+    codes = np.arange(8, dtype=np.int32).reshape(2, 4)
+    rows = TurnRows((1, 2), codes)
+    assert rows.n_rows == 5
+    assert rows.audio_rows().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 0, 0, 0]]
+    assert TurnRows((1, 2), None).n_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "end"), [([0, 0, 0, 0], True), ([0, 0, 0, 9], True), ([0, 0, 9, 0], False), ([9, 0, 0, 0], False)]
+)
+def test_end_frame(codes: list[int], end: bool) -> None:
+    assert is_end(np.array(codes)) is end
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((3, 5), np.int32), "expected (n_frames, 4) integers"),
+        (np.zeros((3, 4), np.float32), "float32"),
+        (np.full((3, 4), 61), "codes lie in 61 … 61, expected 0 … 60"),
+        (np.full((3, 4), -1), "expected 0 … 60"),
+    ],
+)
+def test_codes_that_are_none(codes: np.ndarray, message: str) -> None:
+    with pytest.raises(AudioError) as caught:
+        check_codes(codes, csm_config())
+    assert message in str(caught.value)
+
+
+def test_turns_that_are_none() -> None:
+    with pytest.raises(ConfigError, match="speaker is -1, expected a whole number"):
+        Turn(speaker=-1, text="Hi")
+    with pytest.raises(ConfigError, match="neither text nor sound"):
+        Turn(speaker=0, text="  ")
+    with pytest.raises(AudioError, match=r"expected \(n_samples,\)"):
+        Turn(speaker=0, text="Hi", pcm=np.zeros((2, 100), np.float32))
