@@ -1,0 +1,79 @@
+"""Mimi's front door: shapes, padding, how many codebooks, and what is refused."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from csm_mlx.errors import AudioError
+from csm_mlx.models.mimi import Mimi
+from mlx.utils import tree_flatten
+from support.models import mimi_config, random_mimi
+
+
+@pytest.fixture(scope="module")
+def codec() -> Mimi:
+    return random_mimi()
+
+
+def test_a_clip_is_padded_to_whole_frames(codec: Mimi) -> None:
+    pcm = 0.1 * mx.random.normal((1, 5000, 1))
+    codes, _ = codec.encode(pcm)
+    padded, _ = codec.encode(mx.pad(pcm, [(0, 0), (0, 760), (0, 0)]))
+    assert codes.shape == (1, 3, 4)
+    assert codes.dtype == mx.int32
+    assert mx.array_equal(codes, padded)
+    sound, _ = codec.decode(codes)
+    assert sound.shape == (1, 3 * 1920, 1)
+
+
+def test_a_stream_takes_whole_frames_only(codec: Mimi) -> None:
+    _, state = codec.encode(mx.zeros((1, 1920, 1)))
+    with pytest.raises(AudioError, match=r"given 5000 samples, expected a multiple of 1920 \(80 ms\)"):
+        codec.encode(mx.zeros((1, 5000, 1)), state)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_fewer_codebooks(codec: Mimi, n: int) -> None:
+    pcm = 0.1 * mx.random.normal((1, 4 * 1920, 1))
+    codes, _ = codec.encode(pcm)
+    fewer, _ = codec.encode(pcm, n_codebooks=n)
+    assert mx.array_equal(fewer, codes[..., :n])
+    sound, _ = codec.decode(fewer)
+    whole, _ = codec.decode(codes)
+    assert sound.shape == whole.shape
+    assert mx.abs(sound - whole).max().item() > 1e-4  # every codebook is heard
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: c.encode(mx.zeros((1, 1920))), "expected (batch, n_samples, 1)"),
+        (lambda c: c.encode(mx.zeros((1, 0, 1))), "at least one sample"),
+        (lambda c: c.encode(mx.zeros((1, 1920, 1)), n_codebooks=5), "5 codebooks were asked for, this codec has 1 to 4"),
+        (lambda c: c.decode(mx.zeros((1, 3, 5), mx.int32)), "5 codebooks were asked for"),
+        (lambda c: c.decode(mx.zeros((3, 4), mx.int32)), "expected (batch, n_frames, n_codebooks)"),
+    ],
+)
+def test_other_shapes_are_refused(codec: Mimi, call, message: str) -> None:
+    with pytest.raises(AudioError) as caught:
+        call(codec)
+    assert message in str(caught.value)
+
+
+def test_frames_of_one_latent() -> None:
+    """csm-tiny may have 40 ms frames: then nothing is resampled, and no such weights exist."""
+    codec = random_mimi(mimi_config(downsample_stride=1))
+    assert codec.config.frame_rate_hz == 25
+    assert not {"upsample", "downsample"} & set(codec.parameters())
+    codes, _ = codec.encode(0.1 * mx.random.normal((1, 960 * 7, 1)))
+    assert codes.shape == (1, 7, 4)
+    assert codec.decode(codes)[0].shape == (1, 960 * 7, 1)
+
+
+def test_one_model_keeps_no_state(codec: Mimi) -> None:
+    pcm = 0.1 * mx.random.normal((1, 5 * 1920, 1))
+    before = np.array(codec.encode(pcm)[0])
+    _, abandoned = codec.encode(pcm)
+    codec.encode(pcm, abandoned)
+    assert np.array_equal(before, np.array(codec.encode(pcm)[0]))
+    codec.freeze()  # works: no layer hides its parameters from MLX
+    assert not tree_flatten(codec.trainable_parameters())
