@@ -1,10 +1,10 @@
 """Conversational speech on MLX: Sesame's CSM, streamed and quantized, with nothing leaving the machine.
 
-    csm = csm_mlx.load("weights/csm-1b-q4")
-    session = csm.session(seed=0)
-    session.add(csm_mlx.Turn(speaker=1, text="How was your day?", pcm=question))
-    for pcm in session.speak("Long, but good.", speaker=0):
-        player.write(pcm)
+csm = csm_mlx.load("weights/csm-1b-q4")
+session = csm.session(seed=0)
+session.add(csm_mlx.Turn(speaker=1, text="How was your day?", pcm=question))
+for pcm in session.speak("Long, but good.", speaker=0):
+    player.write(pcm)
 """
 
 import importlib
@@ -38,7 +38,7 @@ _HOMES = {
     "SpeechStats": "csm_mlx.generate.speech",
 }
 
-__all__ = [*_HOMES, "CsmError", "__version__", "default_checkpoint", "errors", "load"]  # noqa: PLE0604
+__all__ = [*_HOMES, "CsmError", "__version__", "default_checkpoint", "errors", "load"]
 
 
 def __getattr__(name: str) -> Any:

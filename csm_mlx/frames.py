@@ -67,8 +67,7 @@ def check_codes(codes: np.ndarray, config: CsmConfig) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] != config.n_codebooks or not np.issubdtype(codes.dtype, np.integer):
         raise AudioError(
-            f"codes have shape {codes.shape} and type {codes.dtype}, "
-            f"expected (n_frames, {config.n_codebooks}) integers"
+            f"codes have shape {codes.shape} and type {codes.dtype}, expected (n_frames, {config.n_codebooks}) integers"
         )
     if codes.size and not 0 <= codes.min() <= codes.max() < config.codebook_size:
         raise AudioError(f"codes lie in {codes.min()} … {codes.max()}, expected 0 … {config.codebook_size - 1}")

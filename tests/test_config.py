@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support.models import csm_config, mimi_config
+
 from csm_mlx.config import CheckpointConfig, preset, preset_names
 from csm_mlx.errors import ConfigError
-from support.models import csm_config, mimi_config
 
 
 @pytest.fixture

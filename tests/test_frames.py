@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from support.models import ByteTokenizer, csm_config
+
 from csm_mlx.errors import AudioError, ConfigError
 from csm_mlx.frames import Turn, TurnRows, check_codes, is_end, text_ids
-from support.models import ByteTokenizer, csm_config
 
 
 def test_text_has_its_speaker_between_begin_and_end() -> None:

@@ -35,7 +35,7 @@ class CsmModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Of activations and caches: that of the norms, which are never quantized."""
-        return self.backbone.norm.weight.dtype
+        return self.backbone.norm["weight"].dtype
 
     def embed_text(self, ids: mx.array) -> mx.array:
         """Text ids (B, T); rows (B, T, dim)."""

@@ -114,7 +114,9 @@ class Mimi(nn.Module):
         Returns pcm (B, T * frame_size, 1), not clipped, and the state after it. Raises AudioError for another shape.
         """
         if codes.ndim != 3 or codes.shape[1] == 0:
-            raise AudioError(f"codes have shape {codes.shape}, expected (batch, n_frames, n_codebooks), one frame or more")
+            raise AudioError(
+                f"codes have shape {codes.shape}, expected (batch, n_frames, n_codebooks), one frame or more"
+            )
         self._check_codebooks(codes.shape[2])
 
         def decode_chunk(codes: mx.array, state: State) -> tuple[mx.array, State]:

@@ -32,9 +32,7 @@ class Step(NamedTuple):
     """(T, capacity) bool: which slots each of them sees."""
 
 
-def make_cache(
-    batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype
-) -> CacheState:
+def make_cache(batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype) -> CacheState:
     """An empty cache."""
     shape = (batch, n_kv_heads, capacity, head_dim)
     return {

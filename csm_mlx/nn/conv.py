@@ -11,12 +11,9 @@ import mlx.nn as nn
 
 from csm_mlx.errors import AudioError
 
-
-class ConvState(TypedDict, total=False):
-    past: mx.array
-    """(B, kernel - stride, in_channels): the inputs that the next output still sees."""
-    started: mx.array
-    """() bool: false until the first input, which an edge-padded convolution repeats backwards."""
+ConvState = dict[str, mx.array]
+"""`past` (B, kernel - stride, in_channels), the inputs that the next output still sees, unless it sees none; `started`
+() bool for an edge-padded convolution: false until the first input, which it repeats backwards."""
 
 
 class OverlapState(TypedDict):

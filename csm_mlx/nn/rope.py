@@ -32,6 +32,4 @@ class Rope:
 
     def __call__(self, x: mx.array, offset: mx.array) -> mx.array:
         """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is () int32."""
-        return mx.fast.rope(
-            x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods
-        )
+        return mx.fast.rope(x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods)

@@ -99,7 +99,9 @@ class Transformer(nn.Module):
         c = self._config
         if n_positions is None:
             if c.window is None:
-                raise ValueError("attention without a window needs n_positions, the number of positions to make room for")
+                raise ValueError(
+                    "attention without a window needs n_positions, the number of positions to make room for"
+                )
             n_positions = c.window + BLOCK - 1
         return cache.make_cache(batch, c.n_layers, c.n_kv_heads, n_positions, c.head_dim, dtype)
 

@@ -3,13 +3,14 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from support.models import csm_config, greedy, random_csm
+
 from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import AudioError, ConfigError, ContextError, GenerationError
 from csm_mlx.frames import Turn, TurnRows
 from csm_mlx.generate.session import Csm, CsmSession
 from csm_mlx.generate.speech import MAX_SILENCE_S
 from csm_mlx.generate.tail import Tail
-from support.models import csm_config, greedy, random_csm
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,12 @@ def spoken(session: CsmSession, text: str, speaker: int = 0, seconds: float = 0.
     for _ in speech:
         pass
     return speech.codes
+
+
+def sound_of(session: CsmSession, turn: int) -> np.ndarray:
+    codes = session.turns[turn].codes
+    assert codes is not None
+    return codes
 
 
 def refilled(csm: Csm, turns: tuple[TurnRows, ...]) -> CsmSession:
@@ -93,7 +100,7 @@ def test_an_abandoned_utterance_ends_its_turn_cleanly(csm: Csm) -> None:
         next(speech)
     spoken(session, "Next")  # ends the first
     assert speech.stats.stop == "closed"
-    assert len(speech.codes) == len(session.turns[0].codes) == 5
+    assert len(speech.codes) == len(sound_of(session, 0)) == 5
     assert np.array_equal(spoken(session, "Go on"), spoken(refilled(csm, session.turns[:2]), "Go on"))
 
 
@@ -102,7 +109,7 @@ def test_a_turn_cut_to_what_was_heard(csm: Csm) -> None:
     spoken(session, "Before")
     codes = spoken(session, "A long story", seconds=1.2)
     session.cut(4)
-    assert np.array_equal(session.turns[-1].codes, codes[:4])
+    assert np.array_equal(sound_of(session, -1), codes[:4])
     turns = session.turns
     assert np.array_equal(spoken(session, "Go on"), spoken(refilled(csm, turns), "Go on"))
     with pytest.raises(ConfigError, match="cannot cut the last turn to 99 frames: it has 10"):
@@ -168,7 +175,7 @@ def that_always_says(frame: list[int], strength: float = 10.0) -> Csm:
     for embedding in (model.text_embeddings, model.audio_embeddings):
         embedding.weight = mx.ones_like(embedding.weight)
     for norm in (model.backbone.norm, model.depth_decoder.norm):
-        norm.weight = mx.ones_like(norm.weight)
+        norm.weight = mx.ones_like(norm["weight"])
     model.projection.weight = mx.ones_like(model.projection.weight)
     for head, code in zip([model.codebook0_head, *model.audio_head], frame, strict=True):
         rows, dim = head.weight.shape
@@ -193,7 +200,7 @@ def test_endless_silence_stops_and_is_not_heard() -> None:
     heard = sum(len(pcm) for pcm in speech)
     assert speech.stats.stop == "silence"
     assert heard <= 0.15 * 24000
-    assert len(session.turns[-1].codes) == 1
+    assert len(sound_of(session, -1)) == 1
     assert speech.stats.work_s < MAX_SILENCE_S * 20  # it went on for the silence it allows, not for the whole limit
 
 

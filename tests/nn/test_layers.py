@@ -5,19 +5,27 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from support.models import LLAMA3, largest, llama
+
 from csm_mlx.errors import AudioError
 from csm_mlx.nn import cache
 from csm_mlx.nn.conv import CausalConv1d, CausalConvTranspose1d, DepthwiseUpsample
 from csm_mlx.nn.quantizer import SplitQuantizer
 from csm_mlx.nn.rope import rope_periods
 from csm_mlx.nn.transformer import Transformer
-from support.models import LLAMA3, llama
 
 
 def test_llama3_frequencies_are_the_published_ones() -> None:
     # Checkpoints of the curve for csm-1b, from shared/reference/csm.md §1: head_dim 64 and 128.
     periods = rope_periods(64, 500000.0, LLAMA3)
-    expected = {14: 3.2114461e-3, 15: 1.29054801e-3, 16: 4.2955671e-4, 17: 9.708287e-5, 18: 1.9461639e-5, 31: 9.4183065e-8}
+    expected = {
+        14: 3.2114461e-3,
+        15: 1.29054801e-3,
+        16: 4.2955671e-4,
+        17: 9.708287e-5,
+        18: 1.9461639e-5,
+        31: 9.4183065e-8,
+    }
     for pair, frequency in expected.items():
         assert 1 / periods[pair] == pytest.approx(frequency, rel=1e-6)
     periods = rope_periods(128, 500000.0, LLAMA3)
@@ -31,7 +39,7 @@ def test_transposed_convolution_equals_mlx_own() -> None:
     x = mx.random.normal((2, 9, 6))
     y, _ = layer(x, layer.make_state(2, mx.float32))
     whole = mx.conv_transpose1d(x, layer.weight.transpose(2, 1, 0), stride=5) + layer.bias
-    assert mx.abs(y - whole[:, : 9 * 5]).max().item() < 1e-5
+    assert largest(y - whole[:, : 9 * 5]) < 1e-5
 
 
 def test_depthwise_upsample_equals_a_grouped_transposed_convolution() -> None:
@@ -40,7 +48,7 @@ def test_depthwise_upsample_equals_a_grouped_transposed_convolution() -> None:
     y, _ = layer(x, layer.make_state(1, mx.float32))
     for c in range(6):
         one = mx.conv_transpose1d(x[:, :, c : c + 1], layer.weight[:, c].reshape(1, 4, 1), stride=2)
-        assert mx.abs(y[:, :, c : c + 1] - one[:, :18]).max().item() < 1e-5
+        assert largest(y[:, :, c : c + 1] - one[:, :18]) < 1e-5
 
 
 def test_edge_padding_repeats_the_first_input() -> None:
@@ -48,7 +56,7 @@ def test_edge_padding_repeats_the_first_input() -> None:
     x = mx.random.normal((1, 4, 3))
     y, _ = layer(x, layer.make_state(1, mx.float32))
     padded = mx.concatenate([x[:, :1], x[:, :1], x], axis=1)
-    assert mx.abs(y - mx.conv1d(padded, layer.weight, stride=2)).max().item() < 1e-6
+    assert largest(y - mx.conv1d(padded, layer.weight, stride=2)) < 1e-6
 
 
 def test_a_partial_stride_is_an_error() -> None:
@@ -120,6 +128,6 @@ def test_a_rewound_cache_forgets_what_came_after() -> None:
     _, longer = transformer(x[:, 12:], state)
     y, _ = transformer(x[:, :4], cache.rewind(longer, 12))
     z, _ = transformer(x[:, :4], state)
-    assert mx.abs(y - z).max().item() < 1e-6
+    assert largest(y - z) < 1e-6
     grown, _ = transformer(x[:, :4], cache.grow(state, 64))
-    assert mx.abs(grown - z).max().item() < 1e-6
+    assert largest(grown - z) < 1e-6

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
+from support.models import largest, llama, mimi_config, mimi_transformer, n_bytes, random_mimi
+
 from csm_mlx.nn.conv import CausalConv1d, CausalConvTranspose1d, DepthwiseUpsample
 from csm_mlx.nn.transformer import Transformer
-from mlx.utils import tree_flatten
-from support.models import llama, mimi_config, mimi_transformer, random_mimi
 
 N_STEPS = 360  # several windows, and past a transformer's block of 256
 CHANNELS = 32
@@ -95,8 +96,8 @@ def assert_same(a: mx.array, b: mx.array) -> None:
     if a.dtype == mx.int32:
         assert mx.array_equal(a, b)
     else:
-        assert mx.abs(a - b).max().item() < 2e-5
-        assert mx.abs(a).max().item() > 1e-3  # a silent layer would keep every law
+        assert largest(a - b) < 2e-5
+        assert largest(a) > 1e-3  # a silent layer would keep every law
 
 
 @pytest.mark.parametrize("n_chunks", [1, 2, 3, 5, 64])
@@ -147,7 +148,6 @@ def test_state_is_bounded_and_old_states_stay_valid(case: Case) -> None:
     for start in range(size, x.shape[1] - size + 1, size):
         y, state = case.run(x[:, start : start + size], state)
         mx.eval(y, state)
-    sizes = [sum(a.nbytes for _, a in tree_flatten(s)) for s in (first, state)]
-    assert sizes[0] == sizes[1]
+    assert n_bytes(first) == n_bytes(state) > 0 or not tree_flatten(state)
     assert all(isinstance(a, mx.array) for _, a in tree_flatten(state))
     assert_same(case.run(x[:, size : 2 * size], first)[0], again)

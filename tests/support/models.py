@@ -2,34 +2,37 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
 from csm_mlx.config import CheckpointConfig, CsmConfig, Llama3Rope, MimiConfig, SamplingConfig, TransformerConfig
 from csm_mlx.generate.session import Csm
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
-from mlx.utils import tree_map
 
 LLAMA3 = Llama3Rope(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
 
 
 def llama(dim: int = 64, n_layers: int = 2, n_heads: int = 4, n_kv_heads: int = 2, **changes) -> TransformerConfig:
     """A small transformer of the kind that CSM has two of."""
-    values = dict(
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=16,
-        ffn_dim=2 * dim,
-        norm="rms",
-        norm_eps=1e-5,
-        mlp="swiglu",
-        layer_scale=False,
-        final_norm=True,
-        rope_base=500000.0,
-        rope_scaling=LLAMA3,
-    )
+    values: dict[str, Any] = {
+        "dim": dim,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": 16,
+        "ffn_dim": 2 * dim,
+        "norm": "rms",
+        "norm_eps": 1e-5,
+        "mlp": "swiglu",
+        "layer_scale": False,
+        "final_norm": True,
+        "rope_base": 500000.0,
+        "rope_scaling": LLAMA3,
+    }
     return TransformerConfig(**{**values, **changes})
 
 
@@ -51,38 +54,38 @@ def mimi_transformer(dim: int = 32, window: int = 10) -> TransformerConfig:
 
 def mimi_config(**changes) -> MimiConfig:
     """A small Mimi with every part of the large one; its window is shorter than the tests' sounds."""
-    values = dict(
-        sample_rate_hz=24000,
-        n_filters=4,
-        ratios=(8, 6, 5, 4),
-        dim=32,
-        kernel_size=7,
-        last_kernel_size=3,
-        residual_kernel_size=3,
-        n_residual_layers=1,
-        dilation_base=2,
-        compress=2,
-        downsample_stride=2,
-        transformer=mimi_transformer(),
-        codebook_size=61,
-        codebook_dim=16,
-        n_codebooks=4,
-        n_semantic_codebooks=1,
-    )
+    values: dict[str, Any] = {
+        "sample_rate_hz": 24000,
+        "n_filters": 4,
+        "ratios": (8, 6, 5, 4),
+        "dim": 32,
+        "kernel_size": 7,
+        "last_kernel_size": 3,
+        "residual_kernel_size": 3,
+        "n_residual_layers": 1,
+        "dilation_base": 2,
+        "compress": 2,
+        "downsample_stride": 2,
+        "transformer": mimi_transformer(),
+        "codebook_size": 61,
+        "codebook_dim": 16,
+        "n_codebooks": 4,
+        "n_semantic_codebooks": 1,
+    }
     return MimiConfig(**{**values, **changes})
 
 
 def csm_config(**changes) -> CsmConfig:
     """A small CSM whose codes are those of `mimi_config()`."""
-    values = dict(
-        backbone=llama(64),
-        depth=llama(32, n_heads=2, n_kv_heads=1),
-        text_vocab_size=256,
-        audio_vocab_size=64,
-        codebook_size=61,
-        n_codebooks=4,
-        max_positions=512,
-    )
+    values: dict[str, Any] = {
+        "backbone": llama(64),
+        "depth": llama(32, n_heads=2, n_kv_heads=1),
+        "text_vocab_size": 256,
+        "audio_vocab_size": 64,
+        "codebook_size": 61,
+        "n_codebooks": 4,
+        "max_positions": 512,
+    }
     return CsmConfig(**{**values, **changes})
 
 
@@ -122,3 +125,13 @@ def random_csm(csm: CsmConfig | None = None, codec: MimiConfig | None = None, se
 
 def greedy(csm: Csm) -> SamplingConfig:
     return replace(csm.config.sampling, temperature=0.0)
+
+
+def largest(x: mx.array) -> float:
+    """The largest absolute value."""
+    return float(np.abs(np.array(x)).max())
+
+
+def n_bytes(tree: Any) -> int:
+    """Of all arrays in a tree."""
+    return sum(leaf.nbytes for _, leaf in tree_flatten(tree) if isinstance(leaf, mx.array))
