@@ -1,0 +1,39 @@
+"""The names of files: the one home of every file name that a checkpoint folder or the Hub can hold."""
+
+from pathlib import Path
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+MODEL = "model.safetensors"
+CODEC = "codec.safetensors"
+TOKENIZER = "tokenizer.json"
+VOICES = "voices"
+README = "README.md"
+
+OWN_FILES = frozenset({CONFIG, MODEL, CODEC, TOKENIZER, VOICES, README})
+"""All that a folder in our own format holds: `--force` replaces such a folder and no other."""
+
+WEIGHTS_SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
+"""Weights that Python's pickle wrote. Reading one can run any program hidden in it."""
+OTHER_WEIGHTS_SUFFIXES = frozenset({".gguf", ".npz", ".onnx", ".h5", ".msgpack"})
+
+PROMPTS = "prompts"
+"""Sesame's folder of prompt clips."""
+
+MIMI_REPO = "kyutai/moshiko-pytorch-bf16"
+MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+TOKENIZER_REPO = "unsloth/Llama-3.2-1B"
+"""An open mirror of meta-llama/Llama-3.2-1B, which is gated."""
+
+OPEN_MIRRORS = {
+    "sesame/csm-1b": "unsloth/csm-1b",
+    "meta-llama/Llama-3.2-1B": TOKENIZER_REPO,
+}
+"""Gated repositories and where the same files are open."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, by name; hidden ones (macOS writes `._model.safetensors`) left out."""
+    return sorted(p for p in folder.glob(f"*{WEIGHTS_SUFFIX}") if p.is_file() and not p.name.startswith("."))

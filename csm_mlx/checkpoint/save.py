@@ -1,0 +1,205 @@
+"""Writes checkpoints: safetensors in rows as they come, JSON, and a whole folder that appears at once or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from csm_mlx.checkpoint import files
+from csm_mlx.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_STORED = {
+    mx.float32: "F32",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.uint32: "U32",
+    mx.uint8: "U8",
+    mx.int32: "I32",
+}
+
+
+def write_error(path: Path, error: OSError) -> CheckpointError:
+    """What a failed write means and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = "the disk is full" if error.errno != errno.EFBIG else "the file may not grow so large here"
+        free = shutil.disk_usage(_existing(path)).free
+        return CheckpointError(
+            f"cannot write {path.name} in {path.parent}: {reason} ({free / 1e9:.2f} GB free); "
+            "free some space or choose another place"
+        )
+    return CheckpointError(f"cannot write {path}: {error.strerror}; choose another place")
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def require_space(folder: Path, n_bytes: int) -> None:
+    """`CheckpointError` when the disk that `folder` will be on has less than `n_bytes` free."""
+    free = shutil.disk_usage(_existing(folder.absolute())).free
+    if free < n_bytes:
+        raise CheckpointError(
+            f"{folder} needs {n_bytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free; "
+            "free some space or choose another place"
+        )
+
+
+class SafetensorsWriter:
+    """Writes tensors whose types and shapes are known beforehand, rows in any order, so that none need be whole.
+
+    `OSError` from the disk is raised as `CheckpointError`.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, tuple[mx.Dtype, tuple[int, ...]]]):
+        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        offsets, end = {}, 0
+        for name, (dtype, shape) in specs.items():
+            size = dtype.size * int(np.prod(shape, dtype=np.int64))
+            header[name] = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
+            offsets[name], end = end, end + size
+        raw = json.dumps(header, separators=(",", ":")).encode()
+        raw += b" " * (-len(raw) % 8)
+        self._path, self._specs, self._offsets, self._start = path, dict(specs), offsets, 8 + len(raw)
+        self._written = dict.fromkeys(specs, 0)
+        self.n_bytes = self._start + end
+        try:
+            self._file = path.open("wb")
+            self._file.write(struct.pack("<Q", len(raw)) + raw)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def write_rows(self, name: str, first: int, rows: mx.array) -> None:
+        """Rows of the first axis, from row `first` on; a type or shape other than announced is a ValueError."""
+        dtype, shape = self._specs[name]
+        if rows.dtype != dtype or rows.shape[1:] != shape[1:] or first + rows.shape[0] > shape[0]:
+            raise ValueError(f"{name!r} was announced as {dtype} {shape}, given {rows.dtype} {rows.shape} at {first}")
+        plain = np.ascontiguousarray(rows.view(mx.uint16) if dtype == mx.bfloat16 else rows)
+        try:
+            self._file.seek(self._start + self._offsets[name] + first * (plain.nbytes // max(1, plain.shape[0])))
+            self._file.write(plain.data)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        self._written[name] += rows.shape[0]
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+        except OSError as failed:
+            raise write_error(self._path, failed) from failed
+        finally:
+            with contextlib.suppress(OSError):  # where it fails, a first failure is on its way
+                self._file.close()
+        short = [name for name, (_, shape) in self._specs.items() if self._written[name] != shape[0]]
+        if kind is None and short:
+            raise ValueError(f"{self._path.name} lacks rows of {', '.join(short)}")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Indented JSON with a last newline; `CheckpointError` when the disk refuses."""
+    try:
+        path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """`CheckpointError` when either disk refuses."""
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
+class AtomicFolder:
+    """A folder that is filled under another name beside its own and renamed into place when all went well.
+
+    Entering returns the folder to fill. An exception, Ctrl-C included, removes it and leaves what was there before.
+    """
+
+    def __init__(self, path: Path, *, force: bool = False):
+        self.path, self._force = path.absolute(), force
+        require_replaceable(path, force=force)
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent))
+            self._folder.chmod(0o777 & ~_umask())
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        return self._folder
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        try:
+            self._swap()
+        except OSError as failed:
+            raise write_error(self.path, failed) from failed
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _swap(self) -> None:
+        require_replaceable(self.path, force=self._force)  # it may have appeared meanwhile
+        if not self.path.exists():
+            self._folder.rename(self.path)
+            return
+        old = self._folder.with_suffix(".old")
+        self.path.rename(old)
+        try:
+            self._folder.rename(self.path)
+        except BaseException:
+            old.rename(self.path)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)  # gone already where it was put back
+
+
+def require_replaceable(path: Path, *, force: bool) -> None:
+    """`CheckpointError` when `path` exists without `force`, or holds anything but a checkpoint of ours.
+
+    A mistyped `--force -o ~/Documents` must not cost a home.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise CheckpointError(f"{path} exists and is no folder; choose another place")
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in files.OWN_FILES and p.name != ".DS_Store")
+    if foreign:
+        raise CheckpointError(
+            f"{path} exists and holds more than a checkpoint ({', '.join(foreign[:3])}); choose another place"
+        )
+    if any(path.iterdir()) and not force:
+        raise CheckpointError(f"{path} exists; choose another place, or pass --force (force=True) to replace it")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
