@@ -1,0 +1,46 @@
+"""Files of codes: safetensors with one tensor `codes`, int32 (n_frames, n_codebooks)."""
+
+import os
+import secrets
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from csm_mlx.checkpoint.read import read_tensors
+from csm_mlx.errors import AudioError, CheckpointError
+
+
+def write_codes(path: Path, codes: np.ndarray) -> None:
+    """Write the file whole or not at all; an older one is replaced."""
+    target = path.resolve()
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.safetensors")  # MLX appends any other ending
+    try:
+        mx.save_safetensors(str(part), {"codes": mx.array(codes.astype(np.int32))})
+        os.replace(part, target)
+    except (OSError, RuntimeError) as error:
+        raise AudioError(f"cannot write {path}: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_codes(path: Path, codebook_size: int, max_codebooks: int) -> np.ndarray:
+    """int32 (n_frames, n_codebooks); `AudioError` unless a codec of these dimensions can decode them."""
+    try:
+        tensors = read_tensors(path)
+        array = tensors["codes"].load() if "codes" in tensors else None
+    except CheckpointError as error:
+        raise AudioError(f"{error}; expected codes that csm codec encode or csm say --codes wrote") from None
+    if array is None:
+        raise AudioError(f"{path} holds {', '.join(tensors) or 'nothing'}, expected the tensor codes")
+    codes = np.array(array)
+    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
+        raise AudioError(f"{path} holds codes of shape {codes.shape} and type {codes.dtype}, expected integers (T, K)")
+    if codes.shape[1] > max_codebooks:
+        raise AudioError(f"{path} has {codes.shape[1]} codebooks, the codec {max_codebooks}; name its --model")
+    if not 0 <= codes.min() <= codes.max() < codebook_size:
+        raise AudioError(
+            f"{path} has codes from {codes.min()} to {codes.max()}, the codec takes 0 to {codebook_size - 1}; "
+            "name the --model whose codec made them"
+        )
+    return codes.astype(np.int32)

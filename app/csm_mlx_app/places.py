@@ -1,0 +1,31 @@
+"""Where things lie on this machine: the user's voices and the checkpoints below ./weights. Imports nothing heavy."""
+
+import os
+from pathlib import Path
+
+
+def data_folder() -> Path:
+    """The user's data folder; `CSM_DATA_DIR` moves it."""
+    if moved := os.environ.get("CSM_DATA_DIR"):
+        return Path(moved).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path("csm-mlx", appauthor=False)
+
+
+def voices() -> Path:
+    return data_folder() / "voices"
+
+
+def voice_names() -> list[str]:
+    """Folder names only, for shell completion; `VoiceStore` reads what is in them."""
+    return sorted(path.parent.name for path in voices().glob("*/voice.json"))
+
+
+def weights() -> Path:
+    """The folder of checkpoints beside the user: ./weights."""
+    return Path("weights")
+
+
+def checkpoint_names() -> list[str]:
+    return sorted(path.parent.name for path in weights().glob("*/config.json"))

@@ -1,0 +1,27 @@
+"""`csm voices`: add, list, speak with, remove."""
+
+import json
+
+
+def test_a_voice_comes_and_goes(run, tmp_path, tone):
+    empty = run("voices")
+    assert (empty.code, empty.out) == (0, b"")
+    assert "csm voices add NAME CLIP.wav" in empty.err
+
+    add = ("voices", "add", "anna", tone, "--text", "A falling tone.", "--speaker", "1")
+    assert run(*add).code == 0
+    (voice,) = json.loads(run("voices", "--json").text)
+    assert (voice["name"], voice["speaker"], voice["seconds"]) == ("anna", 1, 1.0)
+    assert voice["text"] == "A falling tone."
+    assert "A falling tone." in run("voices").text
+
+    again = run(*add)
+    assert again.code == 1
+    assert "--force" in again.err
+    assert run(*add, "--force").code == 0
+
+    assert run("voices", "rm", "anna").code == 0
+    gone = run("voices", "rm", "anna")
+    assert gone.code == 1
+    assert "no voice 'anna'" in gone.err
+    assert not list((tmp_path / "data" / "voices").iterdir())
