@@ -168,6 +168,13 @@ class MimiConfig(Strict):
 
     def __post_init__(self) -> None:
         _positive(self, "sample_rate_hz", "n_filters", "dim", "downsample_stride", "codebook_size", "codebook_dim")
+        _positive(self, "kernel_size", "last_kernel_size", "residual_kernel_size", "dilation_base", "compress")
+        if not self.ratios or min(self.ratios) < 1:
+            raise ConfigError(f"ratios is {list(self.ratios)}, expected one or more whole numbers above 0")
+        if self.n_residual_layers < 0:
+            raise ConfigError(f"n_residual_layers is {self.n_residual_layers}, expected 0 or more")
+        if self.transformer.window is None:
+            raise ConfigError("transformer.window is missing; a stream without an end needs one (250 for Mimi)")
         if self.transformer.dim != self.dim:
             raise ConfigError(f"transformer.dim {self.transformer.dim} must equal the latents' dim {self.dim}")
         if not 0 < self.n_semantic_codebooks < self.n_codebooks:
@@ -191,6 +198,11 @@ class MimiConfig(Strict):
         return self.sample_rate_hz / self.frame_size
 
 
+def padded_rows(vocab_size: int) -> int:
+    """Rows of a head: a multiple of 8, so that MLX's fast quantized kernel takes it."""
+    return -(-vocab_size // 8) * 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class CsmConfig(Strict):
     """Sesame's CSM: a backbone over frames and a depth decoder over the codebooks of one frame."""
@@ -209,19 +221,28 @@ class CsmConfig(Strict):
 
     def __post_init__(self) -> None:
         _positive(self, "text_vocab_size", "audio_vocab_size", "max_positions")
+        for name, stack in (("backbone", self.backbone), ("depth", self.depth)):
+            if stack.window is not None:
+                raise ConfigError(f"{name}.window is {stack.window}, expected none: CSM's transformers see all")
         if self.n_codebooks < 2:
             raise ConfigError(f"n_codebooks is {self.n_codebooks}, expected 2 or more")
         if not 1 < self.codebook_size <= self.audio_vocab_size:
             raise ConfigError(
                 f"codebook_size is {self.codebook_size}, expected at most audio_vocab_size {self.audio_vocab_size}"
             )
-        if "{speaker}" not in self.speaker_format:
-            raise ConfigError(f"speaker_format is {self.speaker_format!r}, expected it to hold '{{speaker}}'")
+        try:
+            self.speaker_format.format(speaker=0)
+        except (LookupError, ValueError, AttributeError):
+            other = " and no other brace"
+        else:
+            other = ""
+        if other or "{speaker}" not in self.speaker_format:
+            raise ConfigError(f"speaker_format is {self.speaker_format!r}, expected it to hold '{{speaker}}'{other}")
 
     @property
     def head_rows(self) -> int:
-        """`audio_vocab_size` padded to a multiple of 8, so that MLX's fast quantized kernel takes the heads."""
-        return -(-self.audio_vocab_size // 8) * 8
+        """`audio_vocab_size` as the heads have it."""
+        return padded_rows(self.audio_vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +265,14 @@ class SamplingConfig(Strict):
             raise ConfigError(f"min_p is {self.min_p}, expected 0 (off) or more and below 1")
 
 
+def _require_version(version: Any, where: str) -> None:
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{where}format_version is {version!r}, this csm-mlx reads {FORMAT_VERSION}; "
+            "update csm-mlx or convert the source again"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Strict):
     """`config.json` of a checkpoint folder in our own format."""
@@ -261,11 +290,7 @@ class CheckpointConfig(Strict):
     """One line that is said wherever this checkpoint speaks."""
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            raise ConfigError(
-                f"format_version is {self.format_version}, this csm-mlx reads {FORMAT_VERSION}; "
-                "update csm-mlx or convert the source again"
-            )
+        _require_version(self.format_version, "")
         if self.csm.n_codebooks > self.codec.n_codebooks:
             raise ConfigError(
                 f"csm.n_codebooks is {self.csm.n_codebooks}, but the codec has {self.codec.n_codebooks} codebooks"
@@ -276,10 +301,16 @@ class CheckpointConfig(Strict):
             )
 
     @classmethod
+    def from_dict(cls, data: Any, where: str = "config") -> "Self":
+        if isinstance(data, dict):  # first: another version's fields would only seem unknown
+            _require_version(data.get("format_version", FORMAT_VERSION), f"{where}.")
+        return super().from_dict(data, where)
+
+    @classmethod
     def read(cls, path: Path) -> "CheckpointConfig":
         """`ConfigError` when the file is missing, is no JSON, or does not fit."""
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:
@@ -297,5 +328,5 @@ def preset(name: str) -> CheckpointConfig:
     """The dimensions of a published or announced model, such as `csm-1b`; `ConfigError` lists the known names."""
     if name not in preset_names():
         raise ConfigError(f"no preset {name!r}; known are {', '.join(preset_names())}")
-    data = json.loads((resources.files("csm_mlx") / "presets" / f"{name}.json").read_text())
+    data = json.loads((resources.files("csm_mlx") / "presets" / f"{name}.json").read_text(encoding="utf-8"))
     return CheckpointConfig.from_dict(data, f"preset {name}")

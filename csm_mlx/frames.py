@@ -33,8 +33,8 @@ class Turn:
 
     def __post_init__(self) -> None:
         check_speaker(self.speaker)
-        if self.pcm is not None and (self.pcm.ndim != 1 or self.pcm.size == 0):
-            raise AudioError(f"a turn's pcm has shape {self.pcm.shape}, expected (n_samples,) with at least one sample")
+        if self.pcm is not None:
+            check_pcm(self.pcm)
         if not self.text.strip() and self.pcm is None and self.codes is None:
             raise ConfigError("a turn has neither text nor sound; give it one of them")
 
@@ -60,6 +60,17 @@ def check_speaker(speaker: int) -> None:
     """`ConfigError` unless it is a whole number from 0 on."""
     if not isinstance(speaker, int) or isinstance(speaker, bool) or speaker < 0:
         raise ConfigError(f"speaker is {speaker!r}, expected a whole number from 0 on")
+
+
+def check_pcm(pcm: np.ndarray) -> None:
+    """`AudioError` unless it is sound: (n_samples,) of finite floats, one or more."""
+    kind = pcm.dtype if isinstance(pcm, np.ndarray) else type(pcm).__name__
+    if not isinstance(pcm, np.ndarray) or not np.issubdtype(pcm.dtype, np.floating):
+        raise AudioError(f"pcm is {kind}, expected a float32 array in [-1, 1]; divide 16-bit samples by 32768")
+    if pcm.ndim != 1 or not pcm.size:
+        raise AudioError(f"pcm has shape {pcm.shape}, expected (n_samples,) with at least one sample")
+    if not np.isfinite(pcm).all():
+        raise AudioError("pcm holds NaN or infinite samples, expected numbers in [-1, 1]; record or export it again")
 
 
 def check_codes(codes: np.ndarray, config: CsmConfig) -> np.ndarray:

@@ -3,12 +3,12 @@
 Both sounds are float32 (n_samples,) of one sample rate; the longer one is cut to the shorter.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from csm_mlx.errors import AudioError, CsmError
+from csm_mlx.errors import AudioError
+from csm_mlx.plots import new_figure, save_figure
 
 MAX_DELAY_SAMPLES = 1920
 """One frame of Mimi: how far `si_snr` looks for the estimate."""
@@ -60,20 +60,13 @@ def spectrogram_png(
 ) -> None:
     """Draw the mel spectrograms of two sounds and their difference, one above the other.
 
-    `CsmError` where matplotlib is not installed (`pip install 'csm-mlx[plots]'`), `AudioError` when `path` cannot be
-    written or does not end in .png.
+    `CsmError` where matplotlib is not installed (`pip install 'csm-mlx[plots]'`), or when `path` cannot be written or
+    does not end in .png.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise AudioError(f"{path} does not end in .png; the spectrogram is written as PNG")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CsmError("drawing needs matplotlib, which is not installed: pip install 'csm-mlx[plots]'") from error
     a, b = _pair(a, b)
     mel_a, mel_b = _mel_pair(a, b, sample_rate_hz)
     seconds = len(a) / sample_rate_hz
-    figure = Figure(figsize=(min(max(6.0, seconds * 1.5), 40.0), 7.5), layout="constrained")
+    figure = new_figure(min(max(6.0, seconds * 1.5), 40.0), 7.5)
     axes = figure.subplots(3, 1, sharex=True)
     peak = max(mel_a.max(), mel_b.max())
     panels = [
@@ -89,14 +82,7 @@ def spectrogram_png(
         axis.set_ylabel("mel band")
         figure.colorbar(image, ax=axis, label="dB", pad=0.01)
     axes[-1].set_xlabel("seconds")
-    part = path.with_name(f".{path.stem}.part.png")
-    try:
-        figure.savefig(part, dpi=100)
-        os.replace(part, path)
-    except OSError as error:
-        raise AudioError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    save_figure(figure, path)
 
 
 def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -190,20 +190,26 @@ def quantize_model(model: nn.Module, quantization: Quantization) -> dict[str, An
     return config
 
 
-def dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
-    """The weights that a quantized layer stands for, in the type of its scales."""
+def dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding, dtype: mx.Dtype | None = None) -> mx.array:
+    """The weights that a quantized layer stands for; by default in the type of its scales, bfloat16 if that is none."""
     return mx.dequantize(
-        layer["weight"], layer["scales"], layer.get("biases"), layer.group_size, layer.bits, mode=layer.mode
+        layer["weight"],
+        layer["scales"],
+        layer.get("biases"),
+        layer.group_size,
+        layer.bits,
+        mode=layer.mode,
+        dtype=dtype,
     )
 
 
-def dequantize_model(model: nn.Module) -> None:
-    """Makes the quantized layers of a model float ones of the same values, in place."""
+def dequantize_model(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Makes the quantized layers of a model float ones of the same values and of type `dtype`, in place."""
     plain = []
     for path, layer in model.named_modules():
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
             twin = nn.Linear(1, 1, bias=False) if isinstance(layer, nn.QuantizedLinear) else nn.Embedding(1, 1)
-            twin.weight = dequantized(layer)
+            twin.weight = dequantized(layer, dtype)
             plain.append((path, twin))
     model.update_modules(tree_unflatten(plain))
 

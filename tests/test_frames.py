@@ -1,5 +1,7 @@
 """Prompt rows, as Sesame's generator lays them out."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from support.models import ByteTokenizer, csm_config
@@ -52,3 +54,17 @@ def test_turns_that_are_none() -> None:
         Turn(speaker=0, text="  ")
     with pytest.raises(AudioError, match=r"expected \(n_samples,\)"):
         Turn(speaker=0, text="Hi", pcm=np.zeros((2, 100), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("pcm", "message"),
+    [
+        (np.ones(1920, np.int16), r"pcm is int16, expected a float32 array in \[-1, 1\]; divide 16-bit samples"),
+        ([0.0] * 1920, "pcm is list, expected a float32 array"),
+        (np.ones((1, 1920), np.float32), r"pcm has shape \(1, 1920\), expected \(n_samples,\)"),
+        (np.full(1920, np.nan, np.float32), "pcm holds NaN or infinite samples, expected numbers"),
+    ],
+)
+def test_sound_that_is_none(pcm: Any, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        Turn(speaker=0, text="x", pcm=pcm)

@@ -24,6 +24,7 @@ from csm_mlx.quantize import (
     Quantization,
     apply_quantization,
     bits_per_weight,
+    dequantize_model,
     named_parameters,
     plan,
     quantize_model,
@@ -185,6 +186,22 @@ def test_a_record_that_cannot_be_is_refused(config: dict[str, Any], message: str
         apply_quantization(CsmModel(layouts.CONFIG.csm), config)
 
 
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_activations_keep_the_type_of_the_model(mode: str, dtype: mx.Dtype) -> None:
+    model = CsmModel(layouts.CONFIG.csm)
+    model.set_dtype(dtype)
+    quantize_model(model, Quantization(mode=mode))
+    for _ in range(2):
+        text, code = model.embed_text(mx.array([[1, 2]])), model.embed_code(mx.array([3]), 1)
+        frame = model.embed_audio(mx.zeros((1, 1, model.config.n_codebooks), mx.int32))
+        hidden, state = model.backbone(text, model.backbone.make_state(1, model.dtype, 8))
+        tensors = [text, code, frame, hidden, model.codebook0_head(hidden), model.depth_input(code), *state["keys"]]
+        assert {x.dtype for x in tensors} == {dtype}
+        dequantize_model(model, dtype)
+        assert {p.dtype for p in named_parameters(model).values()} == {dtype}
+
+
 # --- the report ----------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +301,12 @@ def test_what_cannot_be_compared_is_refused(checkpoints: Path, tmp_path: Path) -
     weights["audio_embeddings.weight"] = weights["audio_embeddings.weight"][: 3 * vocab]
     layouts.save(tmp_path / "model.safetensors", weights)
     layouts.write_json(tmp_path / "config.json", config)
+    other = layouts.CONFIG.to_dict()
+    other["csm"]["max_positions"] = 1024
+    layouts.write_own(tmp_path / "short", layouts.make_tiny())
+    layouts.write_json(tmp_path / "short" / "config.json", other)
+    with pytest.raises(ConfigError, match=r"short has max_positions 1024, .* has 2048; give a checkpoint and its own"):
+        quantize_report.report(checkpoints / "own", tmp_path / "short", make_turns())
     with pytest.raises(ConfigError, match=r"has 3 codebooks of 16, .* has 4 of 16"):
         quantize_report.report(checkpoints / "own", tmp_path, make_turns())
 
@@ -302,5 +325,5 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     quantize_report.plot(result, tmp_path / "loss.png", "tiny")
 
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(CsmError, match=r"cannot write .*loss\.png: No such file"):
+    with pytest.raises(CsmError, match=r"the folder .* is not there; make it, or choose another place for loss\.png"):
         quantize_report.plot(result, tmp_path / "nowhere" / "loss.png")

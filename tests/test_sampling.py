@@ -79,3 +79,10 @@ def test_bad_options_say_what_is_expected(option: str, value: Any, message: str)
         SamplingConfig(**{option: value})
     assert message in str(caught.value)
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("temperature", [1e-10, 1e-38, 1e-40])
+def test_the_coldest_draws_are_the_likeliest(temperature: float) -> None:
+    sampler = Sampler(SamplingConfig(temperature=temperature, top_k=0))
+    logits = mx.array([[1.0, 50.0, 49.0]])
+    assert sampler(logits, sampler.noise(mx.random.key(0), (1, 3))).item() == 1

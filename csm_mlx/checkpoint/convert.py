@@ -4,6 +4,7 @@ Tensors are read, cast, quantized and written in blocks of rows: memory stays at
 model's size, where a 3 GB embedding table would otherwise be held three times.
 """
 
+import math
 import resource
 import sys
 import time
@@ -151,7 +152,7 @@ class _Write:
 
     @property
     def n_bytes(self) -> int:
-        return sum(dtype.size * _size(shape) for dtype, shape in self.parts.values())
+        return sum(dtype.size * math.prod(shape) for dtype, shape in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -161,13 +162,6 @@ class _ModelPlan:
     quantization: dict[str, Any] | None
     label: str | None
     notes: list[str]
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _plan_model(source: Source, dtype: mx.Dtype, quantization: Quantization | None) -> _ModelPlan:
@@ -205,12 +199,12 @@ def _plan_model(source: Source, dtype: mx.Dtype, quantization: Quantization | No
             if (spec := parts.get(f"{path}.{part}")) is not None:
                 mine[f"{path}.{part}"] = (dtype if spec[0] in FLOATS else spec[0], spec[1])
         numbers = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        writes.append(_Write(name, tensor, dtype, mine, numbers, _size(tensor.shape)))
+        writes.append(_Write(name, tensor, dtype, mine, numbers, math.prod(tensor.shape)))
     return _ModelPlan(writes, dtype, config, quantization.name, notes)
 
 
 def _plain(name: str, tensor: Tensor, dtype: mx.Dtype) -> _Write:
-    return _Write(name, tensor, dtype, {name: (dtype, tensor.shape)}, None, _size(tensor.shape))
+    return _Write(name, tensor, dtype, {name: (dtype, tensor.shape)}, None, math.prod(tensor.shape))
 
 
 def _pass_through(skeleton: CsmModel, source: Source, dtype: mx.Dtype) -> list[_Write]:
@@ -220,7 +214,7 @@ def _pass_through(skeleton: CsmModel, source: Source, dtype: mx.Dtype) -> list[_
         path, _, part = name.rpartition(".")
         packed = hasattr(layers.get(path), "scales")
         kept = tensor.dtype if packed and part in ("weight", "scales", "biases") else dtype
-        n_weights = _size(tensor.shape)
+        n_weights = math.prod(tensor.shape)
         if packed:
             n_weights = n_weights * 32 // layers[path].bits if part == "weight" else 0
         writes.append(_Write(name, tensor, kept, {name: (kept, tensor.shape)}, None, n_weights))

@@ -170,6 +170,8 @@ def _download_blob(repo_id: str, name: str, commit: str, bar: type) -> None:
         if blob.exists():
             return
         start = file.seek(0, os.SEEK_END)
+        if known.size is not None and start > known.size:  # no part of this file; going on would fail for ever
+            start = file.truncate(file.seek(0))
         headers = build_hf_headers()
         if urlsplit(known.location).netloc != urlsplit(url).netloc:
             headers.pop("authorization", None)  # the token is the Hub's, not its storage's

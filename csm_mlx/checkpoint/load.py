@@ -11,7 +11,7 @@ from csm_mlx.checkpoint import hub
 from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, require_finite
 from csm_mlx.checkpoint.source import Source, open_source
 from csm_mlx.config import CheckpointConfig, CsmConfig
-from csm_mlx.errors import CheckpointError, TokenizerError
+from csm_mlx.errors import CheckpointError, ConfigError, TokenizerError
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.quantize import apply_quantization, dequantize_model, named_parameters
@@ -55,13 +55,15 @@ def load_checkpoint(
     Raises CheckpointError (a missing, extra, misshapen or broken tensor by name), ConfigError, HubError or
     TokenizerError.
     """
+    if dtype is not None and dtype not in FLOATS:
+        raise ConfigError(f"dtype is {dtype!r}, expected {', '.join(map(str, FLOATS))} or None")
     source = open_source(path_or_id, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
     model = CsmModel(source.config.csm)
     if source.config.quantization:
         apply_quantization(model, source.config.quantization)
     fill(model, source.model, dtype or _default_dtype(source.model), "the model")
     if source.config.quantization and (_unpacks(source.config.csm) if unpack is None else unpack):
-        dequantize_model(model)
+        dequantize_model(model, model.dtype)
         mx.eval(model.parameters())
     return Checkpoint(model, load_codec(source), load_tokenizer(source), source.config, source.path)
 

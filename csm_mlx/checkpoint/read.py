@@ -123,15 +123,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
-            _refuse_look_alikes(path, start, size)
-            (length,) = struct.unpack("<Q", start)
+            length = _header_bytes(path, file.read(9), size)
+            file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a broken header ({error}); fetch it again") from None
     if not isinstance(header, dict):
         raise CheckpointError(
@@ -162,20 +161,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_look_alikes(path: Path, start: bytes, size: int) -> None:
+def _header_bytes(path: Path, start: bytes, size: int) -> int:
+    """The length of the header, off the first 9 bytes. `CheckpointError` that says what the file is instead."""
     if start.startswith(b"version "):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its repository")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+    # A safetensors file may begin so too, with a header of 640 bytes; but that is JSON.
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")) and start[8:] != b"{":
         raise CheckpointError(f"{path} is a pickle or zip archive under a safetensors name; {PICKLE_REASON}")
     if size < 8:
         raise CheckpointError(f"{path} is cut short: {size} bytes hold no safetensors header; fetch it again")
-    (length,) = struct.unpack("<Q", start)
+    (length,) = struct.unpack("<Q", start[:8])
     if length > _MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path} is no safetensors file: it begins with {start!r}; fetch it again")
+        raise CheckpointError(f"{path} is no safetensors file: it begins with {start[:8]!r}; fetch it again")
     if 8 + length > size:
         raise CheckpointError(
             f"{path} is cut short: its header alone takes {8 + length} bytes, the file has {size}; fetch it again"
         )
+    return length
 
 
 PICKLE_REASON = (
@@ -194,7 +196,7 @@ def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
 
 def _tensor(path: Path, name: str, entry: dict[str, Any], position: int) -> Tensor:
     stored, shape = entry.get("dtype"), entry.get("shape")
-    if stored not in _MLX_DTYPES and stored not in _OTHER_BYTES:
+    if not isinstance(stored, str) or stored not in _ITEM_BYTES:
         raise CheckpointError(f"{path} has a broken header: {name!r} has the type {stored!r}; fetch it again")
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
         raise CheckpointError(f"{path} has a broken header: {name!r} has the shape {shape!r}; fetch it again")

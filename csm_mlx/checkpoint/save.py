@@ -141,14 +141,18 @@ class AtomicFolder:
 
     def __init__(self, path: Path, *, force: bool = False):
         self.path, self._force = path.absolute(), force
+        self._made: list[Path] = []
+        """Folders above it that were not there, the innermost first."""
         require_replaceable(path, force=force)
 
     def __enter__(self) -> Path:
         try:
+            self._made = [parent for parent in self.path.parents if not parent.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent))
             self._folder.chmod(0o777 & ~_umask())
         except OSError as error:
+            self._remove_made()
             raise write_error(self.path, error) from error
         return self._folder
 
@@ -157,6 +161,7 @@ class AtomicFolder:
     ) -> None:
         if kind is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_made()
             return
         try:
             self._swap()
@@ -164,6 +169,13 @@ class AtomicFolder:
             raise write_error(self.path, failed) from failed
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_made()
+
+    def _remove_made(self) -> None:
+        """The folders made above it, as far as they are empty."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def _swap(self) -> None:
         require_replaceable(self.path, force=self._force)  # it may have appeared meanwhile
@@ -195,8 +207,22 @@ def require_replaceable(path: Path, *, force: bool) -> None:
         raise CheckpointError(
             f"{path} exists and holds more than a checkpoint ({', '.join(foreign[:3])}); choose another place"
         )
+    if any(path.iterdir()) and not _is_ours(path):
+        raise CheckpointError(
+            f"{path} exists and is no checkpoint of csm-mlx: its {files.CONFIG} states no format_version; "
+            "choose another place"
+        )
     if any(path.iterdir()) and not force:
         raise CheckpointError(f"{path} exists; choose another place, or pass --force (force=True) to replace it")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder's config is in our format; the names of its files may be those of a download too."""
+    try:
+        config = json.loads((folder / files.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "format_version" in config
 
 
 def _umask() -> int:

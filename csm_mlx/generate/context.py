@@ -1,6 +1,7 @@
 """The turns that the backbone has seen, and its cache of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -58,6 +59,11 @@ class Context:
     def free_positions(self) -> int:
         return self._max_positions - self.n_positions
 
+    @property
+    def reachable_positions(self) -> int:
+        """Those free once all that may be forgotten is."""
+        return self._max_positions - sum(turn.rows.n_rows for turn in self.turns if turn.reference)
+
     def reserve(self, n_rows: int) -> None:
         """Makes room for `n_rows` more, forgetting the oldest turns that are no reference, whole.
 
@@ -77,16 +83,26 @@ class Context:
         self._rebuild(kept)
 
     def add(self, rows: TurnRows, reference: bool) -> None:
-        """A whole turn; `ContextError` if the positions do not suffice even for it and the references."""
+        """A whole turn; `ContextError`, with nothing forgotten, if it does not fit even with the references alone."""
+        if rows.n_rows > self.reachable_positions:
+            n_reference = self._max_positions - self.reachable_positions
+            raise ContextError(
+                f"a turn needs {rows.n_rows} positions, but of {self._max_positions} only {self.reachable_positions} "
+                f"can be free ({n_reference} are held by the voice's reference); shorten the turn's text or sound, or "
+                "the reference"
+            )
         self.reserve(rows.n_rows)
-        self._check(rows.n_rows)
-        self._append(rows, reference)
+        with self._whole():
+            self._append(rows, reference)
 
     def open_turn(self, text_ids: tuple[int, ...]) -> mx.array:
-        """The text of a turn that is about to be spoken; (1, dim), the state that predicts its first frame."""
-        self._check(len(text_ids) + 2)
+        """The text of a turn that is about to be spoken; (1, dim), the state that predicts its first frame.
+
+        The caller has reserved room for it, a frame and the end frame.
+        """
         start = self.n_positions
-        hidden = self._feed_text(text_ids)
+        with self._whole():
+            hidden = self._feed_text(text_ids)
         self.turns = (*self.turns, Held(TurnRows(text_ids, None), start, reference=False))
         return hidden
 
@@ -103,19 +119,21 @@ class Context:
     def close_turn(self, codes: np.ndarray) -> None:
         """Ends the last turn after `codes` (n_frames, n_codebooks), fewer or one more than were stepped through.
 
-        No frames at all take its text out too: nothing was said.
+        No frames at all take its text out too: nothing was said. So does an interruption, since by then what the
+        cache held of it may be written over.
         """
-        held = self.turns[-1]
+        held, before, n_positions = self.turns[-1], self.turns[:-1], self.n_positions
+        self._rewind(held.start)
+        self.turns = before
+        if len(codes) == 0:
+            return
         rows = TurnRows(held.rows.text_ids, codes)
         audio_start = held.start + len(rows.text_ids)
-        n_cached = min(self.n_positions - audio_start, len(codes))
-        self._rewind(audio_start + n_cached)
-        if len(codes) == 0:
-            self._rewind(held.start)
-            self.turns = self.turns[:-1]
-            return
-        self._feed_audio(rows.audio_rows()[n_cached:])
-        self.turns = (*self.turns[:-1], replace(held, rows=rows))
+        n_cached = min(n_positions - audio_start, len(codes))
+        with self._whole():
+            self._rewind(audio_start + n_cached)
+            self._feed_audio(rows.audio_rows()[n_cached:])
+        self.turns = (*before, replace(held, rows=rows))
 
     def evaluated(self) -> cache.CacheState:
         """The state, for `mx.eval` beside what depends on it."""
@@ -135,10 +153,26 @@ class Context:
             same += 1
         if same == len(self.turns):
             return
-        self._rewind(self.turns[same].start)
-        self.turns = self.turns[:same]
-        for turn in kept[same:]:
-            self._append(turn.rows, turn.reference)
+        before = self.snapshot()  # costs one copy of the cache, a little beside the prefill
+        try:
+            self._rewind(self.turns[same].start)
+            self.turns = self.turns[:same]
+            for turn in kept[same:]:
+                self._append(turn.rows, turn.reference)
+        except BaseException:
+            self.restore(before)
+            raise
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Rows written inside are all written or, where something (Ctrl-C too) comes between, none of them."""
+        n_positions, turns = self.n_positions, self.turns
+        try:
+            yield
+        except BaseException:
+            self._rewind(n_positions)
+            self.turns = turns
+            raise
 
     def _feed_text(self, ids: tuple[int, ...]) -> mx.array:
         rows = mx.array([ids], mx.int32)
@@ -165,11 +199,3 @@ class Context:
         if needed > cache.capacity(self._state):
             rounded = -(-needed // GROWTH) * GROWTH
             self._state = cache.grow(self._state, max(needed, min(rounded, self._max_positions)))
-
-    def _check(self, n_rows: int) -> None:
-        if n_rows > self.free_positions:
-            n_reference = sum(turn.rows.n_rows for turn in self.turns if turn.reference)
-            raise ContextError(
-                f"a turn needs {n_rows} positions, but of {self._max_positions} only {self.free_positions} are free "
-                f"({n_reference} are held by the voice's reference); shorten the turn's text or sound, or the reference"
-            )

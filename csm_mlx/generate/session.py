@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from csm_mlx.config import CheckpointConfig, SamplingConfig
-from csm_mlx.errors import AudioError, ConfigError
-from csm_mlx.frames import Turn, TurnRows, check_codes, text_ids
+from csm_mlx.errors import ConfigError
+from csm_mlx.frames import Turn, TurnRows, check_codes, check_pcm, text_ids
 from csm_mlx.generate.context import Context, ContextSnapshot
 from csm_mlx.generate.speech import Speech
 from csm_mlx.models.csm import CsmModel
@@ -39,13 +39,14 @@ class Csm:
 
     def session(self, *, seed: int = 0, sampling: SamplingConfig | None = None) -> "CsmSession":
         """A new conversation. The same seed and the same calls give the same sound; `sampling` defaults to the
-        checkpoint's own."""
+        checkpoint's own. ConfigError for a seed that is none."""
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")
         return CsmSession(self, seed, sampling or self.config.sampling)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Sound (n_samples,) at `sample_rate_hz` to codes (n_frames, n_codebooks) int32; the last frame is padded."""
-        if pcm.ndim != 1 or not len(pcm):
-            raise AudioError(f"pcm has shape {pcm.shape}, expected (n_samples,) with at least one sample")
+        check_pcm(pcm)
         codes, _ = self.codec.encode(mx.array(pcm[None, :, None]), n_codebooks=self.config.csm.n_codebooks)
         return np.array(codes[0])
 
@@ -56,6 +57,7 @@ class Snapshot:
 
     context: ContextSnapshot
     key: mx.array
+    n_spoken: int | None
 
 
 class CsmSession:
@@ -71,7 +73,8 @@ class CsmSession:
         self._key = mx.random.key(seed)
         self._context = Context(csm.model)
         self._speech: Speech | None = None
-        self._spoke_last = False
+        self._n_spoken: int | None = None
+        """Frames of the last utterance, as long as nothing came after it; its turn is the last one unless this is 0."""
 
     @property
     def n_positions(self) -> int:
@@ -97,7 +100,7 @@ class CsmSession:
             codes = check_codes(codes, self._csm.config.csm)
         ids = self._text_ids(turn.text, turn.speaker) if turn.text.strip() else ()
         self._context.add(TurnRows(ids, codes), reference)
-        self._spoke_last = False
+        self._n_spoken = None
 
     def speak(self, text: str, speaker: int = 0, *, max_seconds: float | None = None) -> Speech:
         """Speaks `text` as the next turn; iterate over the result for its sound, which is made as you go.
@@ -110,19 +113,22 @@ class CsmSession:
             raise ConfigError("there is no text to speak; give at least one word")
         if max_seconds is not None and not max_seconds > 0:
             raise ConfigError(f"max_seconds is {max_seconds}, expected more than 0")
-        frame_rate_hz = self._csm.codec.config.frame_rate_hz
+        max_frames = None
+        if max_seconds is not None:  # which may be endless; the positions are not
+            n_frames = min(max_seconds * self._csm.codec.config.frame_rate_hz, self._csm.config.csm.max_positions)
+            max_frames = max(1, math.floor(n_frames + 1e-6))  # 2.32 s are 28.999… frames to a computer
         self._key, key = mx.random.split(self._key)
+        mx.eval(self._key)
         self._speech = Speech(
             self._csm.model,
             self._csm.codec,
             self._context,
             text=text,
             text_ids=self._text_ids(text, speaker),
-            max_frames=None if max_seconds is None else max(1, math.floor(max_seconds * frame_rate_hz)),
+            max_frames=max_frames,
             sampler=self._sampler,
             key=key,
         )
-        self._spoke_last = True
         return self._speech
 
     def cut(self, n_frames: int) -> None:
@@ -131,29 +137,34 @@ class CsmSession:
         Raises ConfigError when the last turn was not spoken here, or has fewer frames.
         """
         self._end_speech()
-        codes = self._context.turns[-1].rows.codes if self._spoke_last and self._context.turns else None
-        if codes is None or not 0 <= n_frames <= len(codes):
-            there = "the last turn was not spoken by this session" if codes is None else f"it has {len(codes)}"
+        n_spoken = self._n_spoken
+        if n_spoken is None or not 0 <= n_frames <= n_spoken:
+            there = "the last turn was not spoken by this session" if n_spoken is None else f"it has {n_spoken}"
             raise ConfigError(f"cannot cut the last turn to {n_frames} frames: {there}")
-        self._context.close_turn(codes[:n_frames])
-        self._spoke_last = n_frames > 0
+        self._n_spoken = None
+        if n_spoken:  # else it ended before its first frame and left no turn
+            codes = self._context.turns[-1].rows.codes
+            assert codes is not None
+            self._context.close_turn(codes[:n_frames])
+        self._n_spoken = n_frames or None
 
     def snapshot(self) -> Snapshot:
         """The conversation at this moment, for `rewind`; free until the session goes on, then one copy of the cache."""
         self._end_speech()
-        return Snapshot(self._context.snapshot(), self._key)
+        return Snapshot(self._context.snapshot(), self._key, self._n_spoken)
 
     def rewind(self, snapshot: Snapshot) -> None:
         """Back to a snapshot of this session, its randomness included."""
         self._end_speech()
         self._context.restore(snapshot.context)
         self._key = snapshot.key
-        self._spoke_last = False
+        self._n_spoken = snapshot.n_spoken
 
     def _text_ids(self, text: str, speaker: int) -> tuple[int, ...]:
         return text_ids(text, speaker, self._csm.tokenizer, self._csm.config.csm)
 
     def _end_speech(self) -> None:
         if self._speech is not None:
-            self._speech.close()
-            self._speech = None
+            speech, self._speech = self._speech, None
+            speech.close()
+            self._n_spoken = speech.n_kept

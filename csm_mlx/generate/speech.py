@@ -68,8 +68,8 @@ def limit_frames(text: str, frame_rate_hz: float) -> int:
 class Speech(Iterator[np.ndarray]):
     """An utterance as it is made: iterate over it for sound, (n_samples,) float32 in [-1, 1], about a frame at a time.
 
-    Nothing is computed before the first `next`. `close()`, or dropping the iterator, ends the turn where it is. What
-    is heard is the codec's output of `codes`, with the trailing silence trimmed and the end faded.
+    Nothing is computed before the first `next`. `close()`, or the next use of its session, ends the turn where it is.
+    What is heard is the codec's output of `codes`, with the trailing silence trimmed and the end faded.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Speech(Iterator[np.ndarray]):
         self._codes: list[np.ndarray] = []
         self._n_samples = 0
         self._n_retries = 0
+        self._n_kept = 0
         self._prefill_s = self._work_s = 0.0
         self._first_audio_s: float | None = None
         self._stop: Stop | None = None
@@ -115,6 +116,12 @@ class Speech(Iterator[np.ndarray]):
     def close(self) -> None:
         """Ends the turn after the frames made so far, which stay in the session; harmless when it has ended."""
         self._generator.close()
+        self._stop = self._stop or "closed"  # also where it never began
+
+    @property
+    def n_kept(self) -> int:
+        """Frames of its turn that are in the session: none before it has ended."""
+        return self._n_kept
 
     @property
     def codes(self) -> np.ndarray:
@@ -138,10 +145,10 @@ class Speech(Iterator[np.ndarray]):
         started = time.perf_counter()
         limit = self._reserve()
         hidden = self._context.open_turn(self._text_ids)
-        mx.eval(hidden)
-        self._prefill_s = time.perf_counter() - started
-        tail = Tail(self._codec.config.sample_rate_hz)
         try:
+            mx.eval(hidden)
+            self._prefill_s = time.perf_counter() - started
+            tail = Tail(self._codec.config.sample_rate_hz)
             for pcm in self._frames(hidden, limit):
                 yield np.clip(tail.push(pcm), -1.0, 1.0)
             yield np.clip(tail.finish(), -1.0, 1.0)
@@ -150,20 +157,21 @@ class Speech(Iterator[np.ndarray]):
                 self._stop = "closed"
             # The turn ends in the cache like one that was heard whole, whatever ended it here.
             self._context.close_turn(self.codes)
+            self._n_kept = len(self._codes)
 
     def _reserve(self) -> int:
-        """Makes room in the context; the most frames that this utterance may have."""
+        """Makes room in the context; the most frames that this utterance may have. An error forgets nothing."""
         frame_rate_hz = self._codec.config.frame_rate_hz
         limit = self._max_frames or limit_frames(self._text, frame_rate_hz)
         n_text = len(self._text_ids)
-        self._context.reserve(n_text + min(limit, expected_frames(self._text, frame_rate_hz)) + 1)
-        n_free = self._context.free_positions - n_text - 1
-        if n_free < min(limit, MIN_FRAMES):
+        n_reachable = self._context.reachable_positions - n_text - 1
+        if n_reachable < min(limit, MIN_FRAMES):
             raise ContextError(
-                f"the text takes {n_text} positions and leaves {max(0, n_free)} for its sound, of "
+                f"the text takes {n_text} positions and leaves {max(0, n_reachable)} for its sound, of "
                 f"{self._model.config.max_positions}; shorten the text or the voice's reference"
             )
-        return min(limit, n_free)
+        self._context.reserve(n_text + min(limit, expected_frames(self._text, frame_rate_hz)) + 1)
+        return min(limit, self._context.free_positions - n_text - 1)
 
     def _frames(self, hidden: mx.array, limit: int) -> Generator[np.ndarray, None, None]:
         """Decoded frames (frame_size,) until the end frame, a guard or the limit; sets `_codes` and `_stop`."""
@@ -200,6 +208,7 @@ class Speech(Iterator[np.ndarray]):
         for attempt in range(n_tries):
             self._key, key = mx.random.split(self._key)
             codes = sample_frame(self._model, hidden, self._sampler, key)
+            mx.eval(codes, self._key)  # the key too: greedy sampling asks for none, and splits would pile up
             frame = np.array(codes[0])
             if self._codes or not is_end(frame):
                 self._n_retries += attempt

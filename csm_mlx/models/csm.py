@@ -39,16 +39,16 @@ class CsmModel(nn.Module):
 
     def embed_text(self, ids: mx.array) -> mx.array:
         """Text ids (B, T); rows (B, T, dim)."""
-        return self.text_embeddings(ids)
+        return self.text_embeddings(ids).astype(self.dtype)  # mxfp4 and its like come out as bfloat16, whatever else is
 
     def embed_code(self, codes: mx.array, codebook: int) -> mx.array:
         """Codes of one codebook (…); embeddings (…, dim)."""
-        return self.audio_embeddings(codes + codebook * self.config.audio_vocab_size)
+        return self.audio_embeddings(codes + codebook * self.config.audio_vocab_size).astype(self.dtype)
 
     def embed_audio(self, codes: mx.array) -> mx.array:
         """Frames (B, T, n_codebooks); rows (B, T, dim), each the sum of its codes' embeddings."""
         offsets = mx.arange(self.config.n_codebooks, dtype=mx.int32) * self.config.audio_vocab_size
-        return self.audio_embeddings(codes + offsets).sum(axis=2)
+        return self.audio_embeddings(codes + offsets).astype(self.dtype).sum(axis=2)
 
     def depth_input(self, embedding: mx.array) -> mx.array:
         """A backbone state or a code's embedding (…, dim), as the depth decoder takes it: (…, depth dim)."""

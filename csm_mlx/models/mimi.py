@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from csm_mlx.config import MimiConfig
 from csm_mlx.errors import AudioError
@@ -86,6 +87,8 @@ class Mimi(nn.Module):
         frame_size, n_codebooks = self.config.frame_size, self._check_codebooks(n_codebooks)
         if pcm.ndim != 3 or pcm.shape[2] != 1 or pcm.shape[1] == 0:
             raise AudioError(f"pcm has shape {pcm.shape}, expected (batch, n_samples, 1) with at least one sample")
+        if not mx.issubdtype(pcm.dtype, mx.floating):
+            raise AudioError(f"pcm is {pcm.dtype}, expected floats in [-1, 1]; divide 16-bit samples by 32768")
         missing = -pcm.shape[1] % frame_size
         if missing and state is not None:
             raise AudioError(
@@ -145,6 +148,8 @@ def _chunked(
     chunk, outputs = CHUNK_FRAMES * frame, []
     for start in range(0, x.shape[1], chunk):
         y, state = run(x[:, start : start + chunk], state)
+        if x.shape[1] > frame:  # a state is slices of what was computed, and would keep all of it
+            state = tree_map(mx.contiguous, state)
         outputs.append(y)
         if x.shape[1] > chunk:
             mx.eval(y, state)

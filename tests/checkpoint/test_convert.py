@@ -234,6 +234,13 @@ def test_force_replaces_nothing_but_checkpoints(source: Path, tmp_path: Path) ->
         with pytest.raises(CheckpointError, match=f"{name} exists and is no folder"):
             convert(source, tmp_path / name, force=True)
     assert (tmp_path / "home" / "thesis.tex").read_text() == "years"
+    layouts.write_json(tmp_path / "home" / "config.json", {"model_type": "csm"})
+    (tmp_path / "home" / "thesis.tex").rename(tmp_path / "home" / "README.md")
+    with pytest.raises(
+        CheckpointError, match=r"home exists and is no checkpoint of csm-mlx: its config\.json states no"
+    ):
+        convert(source, tmp_path / "home", force=True)
+    assert (tmp_path / "home" / "README.md").read_text() == "years"
 
 
 def test_a_source_is_not_replaced_by_itself(source: Path, old: Path) -> None:
@@ -328,6 +335,18 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(source: Path, old: Path) -> 
     assert "free some space or choose another place" in run.stderr
     assert "Traceback" not in run.stderr
     assert run.stdout.startswith("1\n2\n")  # it had begun
+
+
+def test_folders_made_on_the_way_go_too(source: Path, tmp_path: Path) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "here").mkdir()
+    for out in (tmp_path / "here" / "new" / "out", tmp_path / "a" / "b" / "out"):
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, out, on_tensor=interrupt)
+    assert list((tmp_path / "here").iterdir()) == []
+    assert not (tmp_path / "a").exists()
 
 
 def test_ctrl_c_leaves_nothing_behind(source: Path, old: Path) -> None:

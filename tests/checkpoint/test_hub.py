@@ -194,6 +194,19 @@ def test_a_large_file_that_arrives_damaged_is_not_kept(
     assert (hub.fetch(repository) / "model.safetensors").read_bytes() == good
 
 
+def test_a_part_that_is_too_long_is_begun_again(
+    server: Hub, repository: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hub, "RESUMED_BYTES", 100_000)
+    server.large_files = True
+    good = server.repositories[repository]["model.safetensors"]
+    part = tmp_path / "cache" / "models--someone--csm" / "blobs" / f"{hub_server.sha256(good)}.csm-mlx.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(good + bytes(10))
+
+    assert (hub.fetch(repository) / "model.safetensors").read_bytes() == good
+
+
 def test_a_gated_repository_says_how_to_get_in(server: Hub) -> None:
     server.repositories["sesame/csm-1b"] = dict.fromkeys(SESAME, b"x")
     server.gated.add("sesame/csm-1b")

@@ -486,3 +486,9 @@ def test_a_checkpoint_says_where_it_is(tiny: layouts.Tiny, tmp_path: Path) -> No
 
     assert isinstance(loaded, Checkpoint)
     assert loaded.path == tmp_path
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", mx.int8])
+def test_a_type_that_weights_cannot_have_is_refused(dtype: Any) -> None:
+    with pytest.raises(ConfigError, match=r"dtype is .*(bfloat16|int8).*, expected mlx.core.float32, .* or None"):
+        load_checkpoint("weights/csm-tiny", dtype=dtype)

@@ -79,6 +79,8 @@ ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
+        ({"x": ENTRY | {"dtype": ["F32"]}}, bytes(16), r"'x' has the type \['F32'\]"),
+        (b"[" * 200_000, b"", "has a broken header"),
         ({"x": ENTRY}, bytes(15), r"is cut short: its header promises 89 bytes, the file has 88; fetch it again"),
         ({"x": ENTRY}, bytes(20), r"is 93 bytes long, its header describes 89"),
         (b"{nonsense", bytes(16), r"has a broken header \(.*\); fetch it again"),
@@ -152,3 +154,9 @@ def test_no_number_goes_unnoticed(dtype: mx.Dtype) -> None:
     for value in (np.nan, np.inf, -np.inf):
         x[2, 3] = value
         assert not read.is_finite(mx.array(x).astype(dtype)).item()
+
+
+@pytest.mark.parametrize("length", [640, 1152])
+def test_a_header_whose_length_begins_like_a_pickle_is_none(length: int, path: Path) -> None:
+    header = json.dumps({"x": ENTRY}).encode().ljust(length)
+    assert list(read_tensors(write(path, header, bytes(16)))) == ["x"]

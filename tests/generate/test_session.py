@@ -1,5 +1,7 @@
 """The session: what the cache holds, what is forgotten, and how an utterance ends."""
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -120,6 +122,120 @@ def test_a_turn_cut_to_what_was_heard(csm: Csm) -> None:
         session.cut(1)
 
 
+def test_a_cut_never_reaches_a_turn_before_the_one_just_spoken(csm: Csm) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    codes = spoken(session, "Before")
+    session.speak("never begun")
+    with pytest.raises(ConfigError, match="cannot cut the last turn to 3 frames: it has 0"):
+        session.cut(3)
+    session.cut(0)  # what a listener asks for who heard nothing of it
+    assert np.array_equal(sound_of(session, -1), codes)
+    session.add(Turn(speaker=1, text="A question", pcm=noise(1.0)))
+    speech = session.speak("never begun")
+    session.cut(0)
+    assert speech.stats.stop == "closed"
+    assert [turn.n_rows for turn in session.turns] == [22, 29]
+    mute = that_always_says([0, 0, 0, 0]).session(sampling=greedy(csm))
+    with pytest.raises(GenerationError):
+        list(mute.speak("Hi"))
+    with pytest.raises(ConfigError, match="it has 0"):
+        mute.cut(1)
+
+
+def test_a_rewound_turn_can_be_cut(csm: Csm) -> None:
+    session = csm.session(seed=5)
+    codes = spoken(session, "A long story")
+    snapshot = session.snapshot()
+    spoken(session, "that goes on")
+    session.rewind(snapshot)
+    session.cut(4)
+    assert np.array_equal(sound_of(session, -1), codes[:4])
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3])
+def test_an_interrupted_prefill_leaves_nothing_behind(csm: Csm, n_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    spoken(session, "Before")
+    codes = sound_of(session, 0)
+    for tell in (
+        lambda: session.add(Turn(speaker=1, text="x" * 150, codes=codes)),
+        lambda: next(session.speak("x" * 150)),
+    ):
+        with monkeypatch.context() as patched:
+            interrupt_after(n_blocks, patched)
+            with pytest.raises(KeyboardInterrupt):
+                tell()
+        assert [turn.n_rows for turn in session.turns] == [22]
+    assert np.array_equal(spoken(session, "Go on"), spoken(refilled(csm, session.turns[:1]), "Go on"))
+
+
+def test_an_interrupted_rebuild_forgets_nothing(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    for i in range(21):
+        spoken(session, f"Turn number {i:02}")
+    turns = session.turns
+    with monkeypatch.context() as patched:
+        interrupt_after(4, patched)
+        with pytest.raises(KeyboardInterrupt):
+            session.add(Turn(speaker=1, text="x" * 100))
+    assert session.turns == turns
+    assert np.array_equal(spoken(session, "Hi", seconds=0.1), spoken(refilled(csm, turns), "Hi", seconds=0.1))
+
+
+def test_an_interrupted_end_takes_the_turn_out(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    spoken(session, "Before")
+    spoken(session, "A long story")
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(KeyboardInterrupt):
+            session.cut(4)
+    assert [turn.n_rows for turn in session.turns] == [22]
+    with pytest.raises(ConfigError, match="not spoken by this session"):
+        session.cut(4)
+    assert np.array_equal(spoken(session, "Go on"), spoken(refilled(csm, session.turns[:1]), "Go on"))
+
+
+def interrupt_after(n_evals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C after so many evaluations; where MLX waits is where Python sees it."""
+    evaluate, left = mx.eval, [n_evals]
+
+    def interrupted(*trees: object) -> None:
+        evaluate(*trees)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("csm_mlx.generate.context.mx.eval", interrupted)
+
+
+def test_what_does_not_fit_forgets_nothing(csm: Csm) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    spoken(session, "Before")
+    turns = session.turns
+    with pytest.raises(ContextError, match=r"a turn needs 570 positions"):
+        session.add(Turn(speaker=0, text="x", pcm=noise(45)))
+    with pytest.raises(ContextError, match="the text takes 605 positions"):
+        next(session.speak("x" * 600))
+    assert session.turns == turns
+
+
+def test_randomness_is_no_growing_graph(csm: Csm, tmp_path: Path) -> None:
+    session = csm.session(sampling=greedy(csm))
+    for _ in range(3):
+        spoken(session, "Hi")
+    speech = session.speak("Hi", max_seconds=0.4)
+    list(speech)
+    for key in (session._key, speech._key):
+        mx.export_to_dot(str(tmp_path / "key.dot"), key)
+        assert "Split" not in (dot := (tmp_path / "key.dot").read_text())
+        assert len(dot) < 1000
+
+
+def test_a_length_of_whole_frames_is_reached(csm: Csm) -> None:
+    assert len(spoken(csm.session(seed=1), "Hello", seconds=29 * 0.08)) == 29
+
+
 def test_interleaved_sessions_equal_separate_ones(csm: Csm) -> None:
     sessions = [csm.session(seed=seed) for seed in (1, 2)]
     speeches = [session.speak(text, max_seconds=0.8) for session, text in zip(sessions, ("One", "Two"), strict=True)]
@@ -151,7 +267,7 @@ def test_the_oldest_turns_go_first_and_whole_and_the_reference_stays(csm: Csm) -
 
 def test_limits_are_clear_errors(csm: Csm) -> None:
     session = csm.session()
-    with pytest.raises(ContextError, match=r"a turn needs \d+ positions, but of 512 only 512 are free"):
+    with pytest.raises(ContextError, match=r"a turn needs \d+ positions, but of 512 only 512 can be free"):
         session.add(Turn(speaker=0, text="x", pcm=noise(45)))
     with pytest.raises(ContextError, match="the text takes 605 positions and leaves 0 for its sound, of 512"):
         next(session.speak("x" * 600))
@@ -159,6 +275,9 @@ def test_limits_are_clear_errors(csm: Csm) -> None:
         session.speak("  ")
     with pytest.raises(ConfigError, match="max_seconds is 0, expected more than 0"):
         session.speak("Hi", max_seconds=0)
+    with pytest.raises(ConfigError, match="seed is -1, expected a whole number from 0"):
+        csm.session(seed=-1)
+    assert len(session.speak("Hi", max_seconds=float("inf")).codes) == 0  # as long as there are positions
     with pytest.raises(AudioError, match=r"expected \(n_frames, 4\) integers"):
         session.add(Turn(speaker=0, text="x", codes=np.zeros((3, 2), np.int32)))
     assert session.n_positions == 0  # nothing of all this is left behind

@@ -81,3 +81,20 @@ def test_one_model_keeps_no_state(codec: Mimi) -> None:
     assert np.array_equal(before, np.array(codec.encode(pcm)[0]))
     codec.freeze()  # works: no layer hides its parameters from MLX
     assert not tree_flatten(codec.trainable_parameters())
+
+
+def test_whole_numbers_are_no_sound() -> None:
+    with pytest.raises(AudioError, match=r"pcm is mlx.core.int16, expected floats in \[-1, 1\]; divide 16-bit"):
+        random_mimi().encode(mx.zeros((1, 1920, 1), mx.int16))
+
+
+def test_the_state_after_a_long_chunk_keeps_no_more_than_itself(codec: Mimi) -> None:
+    def held(n_frames: int) -> int:
+        _, encoded = codec.encode(mx.zeros((1, n_frames * 1920, 1)))
+        _, decoded = codec.decode(mx.zeros((1, n_frames, 4), mx.int32))
+        mx.eval(encoded, decoded)
+        before = mx.get_active_memory()
+        del encoded, decoded
+        return before - mx.get_active_memory()
+
+    assert held(60) < 2 * held(2)

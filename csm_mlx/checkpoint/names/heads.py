@@ -4,13 +4,9 @@ import re
 from collections.abc import Mapping
 
 from csm_mlx.checkpoint.read import Tensor
+from csm_mlx.config import padded_rows
 
 QUANTIZED_PARTS = ("weight", "scales", "biases")
-
-
-def padded_rows(rows: int) -> int:
-    """Rows of a head on disk, `CsmConfig.head_rows` of its vocabulary."""
-    return -(-rows // 8) * 8
 
 
 def map_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
