@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from csm_mlx_app import console
-from csm_mlx_app.commands import codec, convert, doctor, models, quantize, say, voices
+from csm_mlx_app.commands import codec, convert, doctor, evaluate, models, quantize, say, voices
 
 # Click's usage errors moved from `click` to `typer._click` between Typer's versions: this finds them in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -25,6 +25,7 @@ app.command(rich_help_panel="Checkpoints")(convert.convert)
 app.command(rich_help_panel="Checkpoints")(quantize.quantize)
 app.command(rich_help_panel="Checkpoints")(models.models)
 app.add_typer(codec.app, name="codec", rich_help_panel="Tools")
+app.command(rich_help_panel="Tools")(evaluate.evaluate)
 app.command(rich_help_panel="Tools")(doctor.doctor)
 
 
@@ -89,6 +90,6 @@ def _report(error: Exception) -> int:
     elif isinstance(error, OSError) and error.strerror:
         console.error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     else:
-        name = type(error).__name__
-        console.error(f"{name}: {error}; this is a defect in csm: CSM_DEBUG=1 shows where, please report it")
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        console.error(f"{what}; this is a defect in csm: CSM_DEBUG=1 shows where, please report it")
     return 1

@@ -10,6 +10,9 @@ import numpy as np
 from csm_mlx.checkpoint.read import read_tensors
 from csm_mlx.errors import AudioError, CheckpointError
 
+_N_SHOWN = 4
+"""Tensors of a wrong file that its error names."""
+
 
 def write_codes(path: Path, codes: np.ndarray) -> None:
     """Write the file whole or not at all; an older one is replaced."""
@@ -32,7 +35,8 @@ def read_codes(path: Path, codebook_size: int, max_codebooks: int) -> np.ndarray
     except CheckpointError as error:
         raise AudioError(f"{error}; expected codes that csm codec encode or csm say --codes wrote") from None
     if array is None:
-        raise AudioError(f"{path} holds {', '.join(tensors) or 'nothing'}, expected the tensor codes")
+        held = ", ".join(sorted(tensors)[:_N_SHOWN]) + (", …" if len(tensors) > _N_SHOWN else "")
+        raise AudioError(f"{path} holds {held or 'nothing'}, expected the tensor codes")
     codes = np.array(array)
     if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
         raise AudioError(f"{path} holds codes of shape {codes.shape} and type {codes.dtype}, expected integers (T, K)")

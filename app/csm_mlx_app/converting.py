@@ -1,5 +1,6 @@
 """What `csm convert` and `csm quantize` share: one conversion, watched tensor by tensor, and its account."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,4 +50,4 @@ def tell(report: "ConvertReport") -> None:
         console.talk(f"voices: {', '.join(report.voices)}; csm say --voice NAME speaks with one")
     for line in report.notes:
         console.note(line)
-    console.talk(f'next: csm say "Hello there." --model {report.out}')
+    console.talk(f'next: csm say "Hello there." --model {shlex.quote(str(report.out))}')

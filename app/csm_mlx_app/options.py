@@ -65,7 +65,9 @@ Context = Annotated[
         help='The conversation so far, one turn per line: {"speaker": 1, "text": "Hi!", "audio": "hi.wav"}.',
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=SAMPLING, help="Same seed, same sound.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**64 - 1, metavar="N", rich_help_panel=SAMPLING, help="Same seed, same sound.")
+]
 Temp = Annotated[
     float | None,
     typer.Option(
@@ -121,11 +123,14 @@ class DType(str, Enum):
 
 
 QBits = Annotated[
-    int | None, typer.Option("--q-bits", metavar="2|3|4|5|6|8", rich_help_panel=QUANTIZATION, help="Bits per weight.")
+    int | None,
+    typer.Option("--q-bits", min=1, metavar="2|3|4|5|6|8", rich_help_panel=QUANTIZATION, help="Bits per weight."),
 ]
 QGroupSize = Annotated[
     int | None,
-    typer.Option("--q-group-size", metavar="N", rich_help_panel=QUANTIZATION, help="Weights that share a scale."),
+    typer.Option(
+        "--q-group-size", min=1, metavar="N", rich_help_panel=QUANTIZATION, help="Weights that share a scale."
+    ),
 ]
 QModeOption = Annotated[
     QMode | None, typer.Option("--q-mode", rich_help_panel=QUANTIZATION, help="How a group is coded.")
@@ -183,6 +188,8 @@ def sound_target(out: str, flag: str) -> str:
             "stdout is a terminal, which cannot show sound; pipe it, or name a file", param_hint=flag
         )
     AudioWriter(out, 24_000).discard()
+    if out != "-":
+        _open_folder(Path(out), flag)
     return out
 
 
@@ -192,7 +199,28 @@ def writable(path: Path, flag: str) -> Path:
         raise typer.BadParameter(f"{path} is a folder, expected a file", param_hint=flag)
     if not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} is not there; make it with mkdir -p", param_hint=flag)
+    _open_folder(path, flag)
     return path
+
+
+def _open_folder(path: Path, flag: str) -> None:
+    """Results are written beside their place and renamed, so it is the folder that has to let us."""
+    folder = path.resolve().parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"the folder {folder} is read-only; choose another place", param_hint=flag)
+
+
+def apart(source: Path, target: Path | str, flag: str) -> None:
+    """Refuses a result that would replace what it is made of."""
+    if str(target) != "-" and Path(target).resolve() == source.resolve():
+        raise typer.BadParameter(f"{target} is {source} itself; name another file", param_hint=flag)
+
+
+def png(path: Path, flag: str) -> Path:
+    """As `writable`, for a drawing."""
+    if path.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{path} does not end in .png; plots are drawn as PNG", param_hint=flag)
+    return writable(path, flag)
 
 
 def quantization(

@@ -93,6 +93,10 @@ class Outputs:
         return " and ".join(places)
 
     @property
+    def played(self) -> bool:
+        return self._player is not None
+
+    @property
     def gap_s(self) -> float:
         """Silence heard inside the speech, because it was made slower than it was played."""
         return self._player.gap_s if self._player else 0.0

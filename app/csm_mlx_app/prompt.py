@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import csm_mlx
     from csm_mlx.voices import Voice, VoiceStore
 
+_EXAMPLE = 'such as {"speaker": 1, "text": "Hi!", "audio": "hi.wav"}'
+
 
 @dataclass(frozen=True, kw_only=True)
 class TurnFile:
@@ -29,7 +31,11 @@ def read_turns(path: Path, flag: str) -> list[TurnFile]:
 
     options.existing_file(path, flag)
     turns, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise CsmError(f"{path} is no UTF-8 text; expected JSON lines, {_EXAMPLE}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         turn = _read_turn(line, path.parent)
@@ -38,9 +44,7 @@ def read_turns(path: Path, flag: str) -> list[TurnFile]:
         else:
             problems += [f"{path}:{number}: {problem}" for problem in turn]
     if not turns and not problems:
-        problems = [
-            f'{path}: no turns in it; expected lines such as {{"speaker": 1, "text": "Hi!", "audio": "hi.wav"}}'
-        ]
+        problems = [f"{path}: no turns in it; expected lines {_EXAMPLE}"]
     if problems:
         raise CsmError("\n".join(problems))
     return turns

@@ -28,6 +28,8 @@ def read_script(words: list[str], file: Path | None, verbatim: bool) -> Iterator
         if not options.existing_file(file, "--file").is_file():
             return _sentences(_pipe(os.open(file, os.O_RDONLY)), verbatim)
         chunks = [file.read_text(encoding="utf-8-sig", errors="replace")]
+        if "\0" in chunks[0]:  # sound, weights, or UTF-16: hours of babble
+            raise typer.BadParameter(f"{file} is no plain text; save it as UTF-8", param_hint="--file")
     elif sys.stdin is None or (sys.stdin.isatty() and words != ["-"] and file is None):
         raise typer.BadParameter(NOTHING)
     else:

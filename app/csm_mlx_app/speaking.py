@@ -29,6 +29,8 @@ class Spoken:
         self._frame_s = csm.frame_size / csm.sample_rate_hz
         self.sentences: list[tuple[str, Speech]] = []
         self.interrupted = False
+        self.failed = False
+        """An error stopped it: the outputs may lack what was made."""
 
     def speak(
         self,
@@ -82,8 +84,9 @@ class Spoken:
         first = self.sentences[0][1].stats.first_audio_s if self.sentences else None
         numbers = f"{self.sound_s:.2f} s of sound in {self.work_s:.2f} s, real-time factor {self._pace()}"
         begun = "" if first is None else f", first audio after {first:.2f} s"
-        where = f" -> {outputs.where}" if outputs.where and self.sound_s else ""
-        console.talk(f"{'interrupted, kept: ' if self.interrupted else ''}{numbers}{begun}{where}")
+        where = f" -> {outputs.where}" if outputs.where and self.sound_s and not self.failed else ""
+        stopped = "interrupted, kept: " if self.interrupted else "failed, after: " if self.failed else ""
+        console.talk(f"{stopped}{numbers}{begun}{where}")
         if outputs.gap_s > 0.05:
             console.note(
                 f"it was played with {outputs.gap_s:.1f} s of gaps, because it is made slower than it is heard; "
@@ -124,18 +127,19 @@ class Spoken:
             if on_path and Path(on_path).resolve() == here.resolve()
             else min(os.path.relpath(here), str(here), key=len)
         )
+        first, second = ("--play", "--play") if outputs.played else ("-o quarter.wav", "-o earnest.wav")
         console.talk(
             f"""
 What happened: {self._csm.path.name} spoke {self.n_frames} frames of {self._frame_s * 1000:.0f} ms, on this machine's \
 {mx.default_device().type.name}, into {outputs.where}.
 
 Try next:
-  # any words, aloud; or from a file (-f), or from a pipe
-  {csm} say "It is a quarter to four." --play
+  # any words; or from a file (-f), or from a pipe; into a file (-o), or aloud (--play)
+  {csm} say "It is a quarter to four." {first}
 
   # fetch Sesame's own model, quantize it to 4 bits (once), and speak with it
   {csm} convert unsloth/csm-1b weights/csm-1b-q4 -q
-  {csm} say "Now in earnest." --model csm-1b-q4 --play
+  {csm} say "Now in earnest." --model csm-1b-q4 {second}
 
   # what this machine has and lacks; and everything else
   {csm} doctor

@@ -59,6 +59,7 @@ BAD_CODES = {
     "codes of shape (12,)": {"codes": mx.zeros((12,), mx.int32)},
     "type float32": {"codes": mx.zeros((3, 4))},
     "holds kodes, expected the tensor codes": {"kodes": mx.zeros((3, 4), mx.int32)},
+    "holds t0, t1, t2, t3, …, expected": {f"t{i}": mx.zeros((1,)) for i in range(9)},
 }
 
 

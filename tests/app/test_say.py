@@ -1,6 +1,7 @@
 """`csm say` with the embedded voice: words in, sound out, in every form and through every interruption."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -141,6 +142,15 @@ def test_an_interruption_keeps_what_was_made(start, tmp_path, load_codes, signal
     if signal_number == signal.SIGINT:
         assert json.loads(out)["interrupted"] is True
         assert b"interrupted, kept: " in talk
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_folder_that_is_read_only_is_refused_before_the_work(run, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    result = run("say", "Hi.", "-o", "closed/a.wav")
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert "closed is read-only" in result.err
 
 
 def test_an_older_file_survives_a_failure(run, tmp_path):

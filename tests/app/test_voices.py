@@ -2,6 +2,9 @@
 
 import json
 
+import numpy as np
+import soundfile
+
 
 def test_a_voice_comes_and_goes(run, tmp_path, tone):
     empty = run("voices")
@@ -25,3 +28,11 @@ def test_a_voice_comes_and_goes(run, tmp_path, tone):
     assert gone.code == 1
     assert "no voice 'anna'" in gone.err
     assert not list((tmp_path / "data" / "voices").iterdir())
+
+
+def test_a_clip_that_leaves_no_room_to_speak_is_refused(run, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(8000 * 90), 8000)
+    result = run("voices", "add", "anna", "long.wav", "--text", "Far too much.")
+    assert result.code == 1
+    assert "error: long.wav lasts 90 s, a voice may last 82 s" in result.err
+    assert not (tmp_path / "data" / "voices" / "anna").exists()

@@ -53,6 +53,7 @@ def encode(
 
     options.existing_file(source, "IN")
     options.writable(target, "OUT")
+    options.apart(source, target, "OUT")
     mimi = _load(model, codebooks)
     rate_hz = mimi.config.sample_rate_hz
     pcm = read_audio(source, rate_hz)
@@ -97,6 +98,7 @@ def decode(
     if target == "-" and as_json:
         raise typer.BadParameter("both would write to stdout; name a file as OUT", param_hint="--json")
     options.sound_target(target, "OUT")
+    options.apart(source, target, "OUT")
     mimi = _load(model, codebooks)
     codes = read_codes(source, mimi.config.codebook_size, mimi.config.n_codebooks)[:, :codebooks]
     rate_hz, frame_rate_hz = mimi.config.sample_rate_hz, mimi.config.frame_rate_hz
@@ -131,7 +133,7 @@ def compare(
     for path, name in ((reference, "A"), (estimate, "B")):
         options.existing_file(path, name)
     if plot is not None:
-        options.writable(plot, "--plot")
+        options.png(plot, "--plot")
     rate_hz = 24_000
     a, b = read_audio(reference, rate_hz), read_audio(estimate, rate_hz)
     numbers = {

@@ -16,7 +16,7 @@ def convert(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT]", help="The folder to make, ./weights/NAME by default; or --mlx-path."),
+        typer.Argument(metavar="OUT", help="The folder to make, ./weights/NAME by default; or --mlx-path."),
     ] = None,
     hf_path: Annotated[
         str | None, typer.Option("--hf-path", "--model", metavar="SOURCE", help="SOURCE, as mlx-lm spells it.")

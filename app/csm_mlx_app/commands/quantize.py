@@ -13,7 +13,7 @@ REPORT = "Report"
 def quantize(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A float checkpoint: a folder or a hub id.")],
     out: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="The folder to make, ./weights/NAME-RECIPE by default.")
+        Path | None, typer.Argument(metavar="OUT", help="The folder to make, ./weights/NAME-RECIPE by default.")
     ] = None,
     q_recipe: options.QRecipeOption = None,
     q_bits: options.QBits = None,
@@ -49,12 +49,12 @@ def quantize(
       csm quantize weights/csm-1b
       csm quantize weights/csm-1b weights/csm-1b-mixed --q-recipe mixed --report
       csm quantize weights/csm-1b weights/csm-1b-3bit --q-bits 3 --q-group-size 32
-      csm quantize weights/csm-1b --report --turns heldout.jsonl --plot loss.png --json
+      csm quantize weights/csm-1b --report --turns heldout.jsonl --plot loss.png
     """
     if (turns is not None or plot is not None) and not report:
         raise typer.BadParameter("it belongs to --report; add that flag", param_hint="--turns" if turns else "--plot")
     if plot is not None:
-        options.writable(plot, "--plot")
+        options.png(plot, "--plot")
     heard = prompt.read_turns(turns, "--turns") if turns else []
     quantization = options.quantization(True, q_recipe, q_bits, q_group_size, q_mode)
 
@@ -63,7 +63,9 @@ def quantize(
     source = options.resolve_model(source)
     out = out or converting.default_out(source, quantization)
     numbers = {}
-    if not (report and out.is_dir() and not force):
+    if report and out.is_dir() and not force:
+        console.note(f"{out} is there and measured as it is; --force makes it anew")
+    else:
         made = converting.convert(source, out, quantization=quantization, force=force)
         converting.tell(made)
         numbers = made.to_dict()

@@ -1,5 +1,6 @@
 """`csm say`: text in, speech out, sentence by sentence as the words arrive."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,7 @@ from csm_mlx_app import console, options, outputs, prompt, script
 def say(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[TEXT]", show_default=False, help="What to say; without it, --file or what is piped in."
-        ),
+        typer.Argument(metavar="TEXT", show_default=False, help="What to say; without it, --file or what is piped in."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a file; - is a pipe.")
@@ -89,8 +88,8 @@ def say(
       csm say "Stream me." -o - | ffplay -nodisp -autoexit -i -
     """
     given = options.given_sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p)
-    if max_seconds is not None and not max_seconds > 0:
-        raise typer.BadParameter(f"{max_seconds:g} is not above 0", param_hint="--max-seconds")
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise typer.BadParameter(f"{max_seconds:g} is not above 0 and finite", param_hint="--max-seconds")
     if out == "-" and as_json:
         raise typer.BadParameter("both would write to stdout; name a file with -o", param_hint="--json")
     prompt.check_voice(voice, voice_text)
@@ -98,12 +97,17 @@ def say(
     turns = prompt.read_turns(context, "--context") if context else []
     if codes is not None:
         options.writable(codes, "--codes")
+        if out is not None:
+            options.apart(Path(out), codes, "--codes")
     alone = out is None and codes is None
     sinks = outputs.Outputs(out, "yes" if play else "if-possible" if play_if_possible or alone else "no", or_file=alone)
 
     from csm_mlx_app import loading, speaking
 
     csm = loading.load(model, speaks=True)
+    frame_s = csm.frame_size / csm.sample_rate_hz
+    if max_seconds is not None and max_seconds < frame_s:
+        raise typer.BadParameter(f"{max_seconds:g} is less than a frame of {frame_s:g} s", param_hint="--max-seconds")
     session = csm.session(seed=seed, sampling=options.sampling(csm.config.sampling, given))
     if voice is not None:
         reference = prompt.load_voice(csm, voice, voice_text, speaker)
@@ -117,11 +121,14 @@ def say(
             spoken.speak(session, sentences, speaker or 0, max_seconds, sinks)
     except KeyboardInterrupt:
         spoken.interrupted = True
+    except Exception:
+        spoken.failed = True
+        raise
     finally:  # whatever stopped it, what was made is kept and accounted for
-        if spoken.n_frames and codes is not None:
-            spoken.write_codes(codes)
         if spoken.n_frames or spoken.interrupted:
             spoken.tell(sinks)
+        if spoken.n_frames and codes is not None:
+            spoken.write_codes(codes)
     if not spoken.sentences and not spoken.interrupted:
         raise typer.BadParameter(script.NOTHING)
     if as_json:

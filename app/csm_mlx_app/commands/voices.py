@@ -23,7 +23,7 @@ def voices(context: typer.Context, model: options.Model = None, as_json: options
 
     [bold]Examples[/bold]
       csm voices
-      csm voices add anna anna.wav --text "What Anna says in the clip, word for word."
+      csm voices add anna anna.wav --text "What Anna says in the clip."
       csm say "Hello, it's me." --voice anna
       csm voices rm anna
     """
@@ -51,23 +51,32 @@ def voices(context: typer.Context, model: options.Model = None, as_json: options
 def add(
     name: Name,
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="5 to 15 s of clean speech of one person.")],
-    text: Annotated[str, typer.Option("--text", "-t", help="What the clip says, word for word.")],
-    speaker: Annotated[int, typer.Option(min=0, help="Speaker number that this voice speaks as.")] = 0,
+    text: Annotated[str, typer.Option("--text", "-t", metavar="TEXT", help="What the clip says, word for word.")],
+    speaker: Annotated[int, typer.Option(min=0, metavar="N", help="Speaker number that this voice speaks as.")] = 0,
     model: options.Model = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a voice of this name.")] = False,
 ) -> None:
     """Store a clip as a voice, with its codes.
 
     [bold]Example[/bold]
-      csm voices add anna anna.wav --text "What Anna says in the clip, word for word."
+      csm voices add anna anna.wav --text "What Anna says in the clip."
     """
     from csm_mlx.audio import read_audio
+    from csm_mlx.errors import VoiceError
     from csm_mlx_app import loading
 
     options.existing_file(clip, "CLIP")
     store = prompt.voice_stores(None)[0]
     csm = loading.load(model)
-    voice = store.add(name, read_audio(clip, csm.sample_rate_hz), text, csm.codec, speaker=speaker, force=force)
+    pcm = read_audio(clip, csm.sample_rate_hz)
+    # Every frame takes a position, and the rest has to hold what is said with the voice.
+    most_s = csm.config.csm.max_positions // 2 * csm.frame_size / csm.sample_rate_hz
+    if (clip_s := len(pcm) / csm.sample_rate_hz) > most_s:
+        raise VoiceError(
+            f"{clip} lasts {clip_s:.0f} s, a voice may last {most_s:.0f} s and is best at 5 to 15: "
+            f"ffmpeg -i {clip} -t 15 shorter.wav"
+        )
+    voice = store.add(name, pcm, text, csm.codec, speaker=speaker, force=force)
     console.talk(
         f'stored {voice.seconds:.1f} s as {voice.name!r} in {voice.path}; now: csm say "Hello." --voice {name}'
     )
