@@ -74,7 +74,7 @@ def _opened(path: str | Path) -> "Iterator[soundfile.SoundFile]":
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"cannot read {path} ({error.error_string.rstrip('.')}); expected wav, flac, mp3, ogg or aiff: "
-            f"convert it with 'ffmpeg -i {path.name} {path.stem}.wav'"
+            f"convert it with 'ffmpeg -i {path.name} {path.stem}-new.wav'"
         ) from None
 
 

@@ -74,27 +74,27 @@ class Quantization:
         if self.recipe is not None and self.bits is not None:
             raise QuantizationError(f"recipe {self.recipe!r} and {self.bits} bits were both given; choose one")
         if self.mode == "affine":
-            check_affine(self.bits or BITS[0], self.group_size or GROUP_SIZES[0], QuantizationError)
+            check_affine(*self._or(BITS[0], GROUP_SIZES[0]), QuantizationError)
             return
         if self.recipe is not None:
             raise QuantizationError(f"recipe {self.recipe!r} is affine, mode {self.mode!r} was given; choose one")
         group_size, bits = MODES[self.mode]
-        if (self.bits or bits, self.group_size or group_size) != (bits, group_size):
+        if self._or(bits, group_size) != (bits, group_size):
             raise QuantizationError(
                 f"mode {self.mode} has {bits} bits and groups of {group_size}, "
-                f"given were {self.bits or bits} bits and groups of {self.group_size or group_size}"
+                "given were {} bits and groups of {}".format(*self._or(bits, group_size))
             )
+
+    def _or(self, bits: int, group_size: int) -> tuple[int, int]:
+        """What was given, or else these."""
+        return bits if self.bits is None else self.bits, group_size if self.group_size is None else self.group_size
 
     @property
     def defaults(self) -> dict[str, Any]:
         """`{"group_size", "bits", "mode"}` of the layers that are no exception."""
         group_size, bits = MODES[self.mode]
-        recipe = self._recipe
-        return {
-            "group_size": self.group_size or group_size,
-            "bits": recipe.bits if recipe else self.bits or bits,
-            "mode": self.mode,
-        }
+        bits, group_size = self._or(self._recipe.bits if self._recipe else bits, group_size)
+        return {"group_size": group_size, "bits": bits, "mode": self.mode}
 
     @property
     def name(self) -> str:

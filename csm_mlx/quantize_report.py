@@ -207,8 +207,9 @@ def plot(result: QuantizationReport, path: str | Path, title: str = "") -> None:
     bottom.bar(codebooks, [100 * share for share in result.top1_agreement], color="#59c3c3")
     bottom.set_ylabel("same first choice (%)")
     bottom.set_ylim(0, 100)
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     bottom.set_xlabel("codebook (0 is the semantic one)")
     bits = f"{result.reference_bits_per_weight:.2f} to {result.candidate_bits_per_weight:.2f} bits per weight"
-    size = f"{result.reference_bytes / 1e6:.0f} to {result.candidate_bytes / 1e6:.0f} MB"
+    size = f"{result.reference_bytes / 1e6:.1f} to {result.candidate_bytes / 1e6:.1f} MB"
     figure.suptitle(f"{title + ': ' if title else ''}{bits}, {size}, {result.n_frames} frames")
     save_figure(figure, path)

@@ -26,6 +26,9 @@ from csm_mlx.config import MimiConfig, Strict
 from csm_mlx.errors import ConfigError, VoiceError
 
 META_FILE, CLIP_FILE, CODES_FILE = "voice.json", "clip.wav", "codes.safetensors"
+MIN_CLIP_S = 0.3
+SILENT_PEAK = 1e-3
+"""-60 dB of full scale: a clip that never gets louder is no speech."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -73,6 +76,17 @@ class Voice(VoiceMeta):
     def pcm(self, sample_rate_hz: int | None = None) -> np.ndarray:
         """The clip, float32 (n_samples,), at `sample_rate_hz` or else at its own rate."""
         return read_audio(self.path / CLIP_FILE, sample_rate_hz or self.sample_rate_hz)
+
+
+def check_clip(pcm: np.ndarray, sample_rate_hz: int) -> None:
+    """`VoiceError` for what cannot be anybody's voice: another shape, too short a sound, or silence."""
+    if pcm.ndim != 1:
+        raise VoiceError(f"the clip has the shape {pcm.shape}, expected (n_samples,) of one channel")
+    advice = "5 to 15 s of one person's clear speech are best"
+    if len(pcm) < MIN_CLIP_S * sample_rate_hz:
+        raise VoiceError(f"the clip lasts {len(pcm) / sample_rate_hz:.2f} s, expected {MIN_CLIP_S:g} or more; {advice}")
+    if np.abs(pcm).max() < SILENT_PEAK:
+        raise VoiceError(f"the clip is silent, expected speech; {advice}")
 
 
 class VoiceStore:
@@ -131,18 +145,14 @@ class VoiceStore:
         folder = self._folder(name)
         if folder.exists() and not force:
             raise VoiceError(
-                f"the voice {name!r} is there already, in {folder}; use --force (force=True) to replace it"
+                f"the voice {name!r} is there already, in {folder}; replace it with --force, or choose another name"
             )
         if not text.strip():
             raise VoiceError(f"the voice {name!r} has no transcript; CSM needs the words that the clip says")
         if speaker < 0:
             raise VoiceError(f"speaker is {speaker}, expected 0 or more")
         pcm = np.asarray(pcm, dtype=np.float32)
-        if pcm.ndim != 1 or len(pcm) < codec.config.frame_size:
-            raise VoiceError(
-                f"the clip of the voice {name!r} has the shape {pcm.shape}, expected (n_samples,) with at least one "
-                f"frame of {codec.config.frame_size} samples; 5 to 15 s of clean speech are best"
-            )
+        check_clip(pcm, codec.config.sample_rate_hz)
         self._write(folder, pcm, codec, text.strip(), speaker)
         return self.get(name)
 

@@ -103,7 +103,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path):
     assert "is no regular file" in message(tmp_path)
     (tmp_path / "text.m4a").write_text("not sound")
     assert "Format not recognised" in message(tmp_path / "text.m4a")
-    assert "ffmpeg -i text.m4a text.wav" in message(tmp_path / "text.m4a")
+    assert "ffmpeg -i text.m4a text-new.wav" in message(tmp_path / "text.m4a")
     (tmp_path / "zero.wav").write_bytes(b"")
     assert "cannot read" in message(tmp_path / "zero.wav")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE_HZ)

@@ -132,6 +132,7 @@ def test_a_width_that_no_group_divides_takes_a_smaller_one_or_stays_float() -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"bits": 0}, "0 bits were asked for, expected one of 2, 3, 4, 5, 6, 8"),
         ({"bits": 7}, "7 bits were asked for, expected one of 2, 3, 4, 5, 6, 8"),
         ({"group_size": 48}, "groups of 48 were asked for, expected one of 32, 64, 128"),
         ({"mode": "int4"}, "mode 'int4' is unknown, expected one of affine, mxfp4"),

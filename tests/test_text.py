@@ -337,3 +337,16 @@ def test_importing_the_sentence_splitter_from_source_warns_of_nothing(tmp_path):
         [sys.executable, "-W", "error", "-c", code], env=os.environ | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_text_that_never_pauses_neither_stops_nor_is_lost() -> None:
+    text = "x" * 100_000
+    for chunk in (100_000, 7_001):
+        stream, pieces = SentenceStream(), []
+        started = time.process_time()
+        for i in range(0, len(text), chunk):
+            pieces += stream.feed(text[i : i + chunk])
+        pieces += stream.flush()
+        assert time.process_time() - started < 2
+        assert "".join(pieces) == text
+        assert {len(piece) for piece in pieces} == {1000}

@@ -122,9 +122,11 @@ def load_voice(csm: "csm_mlx.Csm", voice: str, voice_text: str | None, speaker: 
     """The reference turn of `--voice`: a clip with its text, or a stored voice with its codes."""
     import csm_mlx
     from csm_mlx.audio import read_audio
+    from csm_mlx.voices import check_clip
 
     if is_clip(voice):
         pcm = read_audio(voice, csm.sample_rate_hz)
+        check_clip(pcm, csm.sample_rate_hz)
         return csm_mlx.Turn(speaker=speaker or 0, text=voice_text or "", pcm=pcm)
     store, found = find_voice(voice, csm.path)
     return csm_mlx.Turn(

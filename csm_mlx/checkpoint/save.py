@@ -213,7 +213,7 @@ def require_replaceable(path: Path, *, force: bool) -> None:
             "choose another place"
         )
     if any(path.iterdir()) and not force:
-        raise CheckpointError(f"{path} exists; choose another place, or pass --force (force=True) to replace it")
+        raise CheckpointError(f"{path} exists; choose another place, or replace it with --force")
 
 
 def _is_ours(folder: Path) -> bool:

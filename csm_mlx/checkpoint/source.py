@@ -12,7 +12,7 @@ from csm_mlx.checkpoint.detect import csm_layout, mimi_layout
 from csm_mlx.checkpoint.names import llama, mimi, mimi_kyutai, mimi_transformers, torchtune, transformers
 from csm_mlx.checkpoint.read import PICKLE_REASON, Tensor, read_tensors
 from csm_mlx.config import CheckpointConfig, CsmConfig, MimiConfig, SamplingConfig
-from csm_mlx.errors import CheckpointError, ConfigError
+from csm_mlx.errors import CheckpointError, ConfigError, HubError
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -105,7 +105,9 @@ def _weight_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{path} holds no safetensors, only a pickle ({pickles[0]}); {PICKLE_REASON}")
     other = [name for name in names if Path(name).suffix in files.OTHER_WEIGHTS_SUFFIXES]
     there = f"only {other[0]}, which is not read" if other else f"only {', '.join(names[:5])}" if names else "nothing"
-    raise CheckpointError(f"{path} holds no safetensors file, {there}; give the folder that a model was saved in")
+    raise CheckpointError(
+        f"{path} holds {there}, expected a safetensors file; give the folder that a model was saved in"
+    )
 
 
 def _groups(paths: list[Path]) -> list[_Group]:
@@ -190,7 +192,7 @@ def _open_codec(
         # Only what could be a codec is opened: a folder beside may be anything.
         if (paths := files.weight_files(beside)) and any(mimi_layout(g.tensors) for g in _groups(paths)):
             return _choose_mimi(beside, _groups(paths), {})
-    path = hub.fetch(files.MIMI_REPO, want=(files.MIMI_FILE,), on_progress=on_progress) / files.MIMI_FILE
+    path = _fetch_missing(folder, "Mimi codec", files.MIMI_REPO, files.MIMI_FILE, on_progress)
     return _choose_mimi(path, _groups([path]), {})
 
 
@@ -236,7 +238,15 @@ def _find_tokenizer(folder: Path, given: str | Path | None, on_progress: hub.Pro
         return path
     if (folder / files.TOKENIZER).is_file():
         return folder / files.TOKENIZER
-    return hub.fetch(files.TOKENIZER_REPO, want=(files.TOKENIZER,), on_progress=on_progress) / files.TOKENIZER
+    return _fetch_missing(folder, files.TOKENIZER, files.TOKENIZER_REPO, files.TOKENIZER, on_progress)
+
+
+def _fetch_missing(folder: Path, what: str, repo: str, name: str, on_progress: hub.Progress | None) -> Path:
+    """A file of the Hub in place of one that a folder lacks; `HubError` says that it does, too."""
+    try:
+        return hub.fetch(repo, want=(name,), on_progress=on_progress) / name
+    except HubError as error:
+        raise HubError(f"{folder} holds no {what}, and another could not be fetched: {error}") from None
 
 
 def _sampling(path: Path) -> SamplingConfig:

@@ -85,11 +85,11 @@ class Context:
     def add(self, rows: TurnRows, reference: bool) -> None:
         """A whole turn; `ContextError`, with nothing forgotten, if it does not fit even with the references alone."""
         if rows.n_rows > self.reachable_positions:
-            n_reference = self._max_positions - self.reachable_positions
+            n_held = self._max_positions - self.reachable_positions
+            held = f", of which the voice's reference holds {n_held}" if n_held else ""
+            shorter = "the turn's text or sound, or the reference" if n_held else "its text or sound"
             raise ContextError(
-                f"a turn needs {rows.n_rows} positions, but of {self._max_positions} only {self.reachable_positions} "
-                f"can be free ({n_reference} are held by the voice's reference); shorten the turn's text or sound, or "
-                "the reference"
+                f"a turn needs {rows.n_rows} positions, the model has {self._max_positions}{held}; shorten {shorter}"
             )
         self.reserve(rows.n_rows)
         with self._whole():

@@ -13,7 +13,9 @@ MAX_CHARS = 300
 _MIN_CHARS = 100
 """No such cut leaves less than this before it, where the sentence has any other place to cut."""
 
-_WORD = re.compile(r"(\s*)(\S+)(?=\s)")
+_MAX_WORD_CHARS = 1000
+"""A longer run without white space is no word, and is cut so often: text that never pauses must not stop everything."""
+_WORD = re.compile(rf"(\s*)(\S{{1,{_MAX_WORD_CHARS}}})")
 _ENDS_SENTENCE = re.compile(r"[.!?…]['\"”’»)\]*_]*$")
 _STARTS_BLOCK = re.compile(r"(?:[-*+•>|]|#{1,6}|\d{1,2}[.)])$|\||```|~~~")
 _HEADING = re.compile(r"#{1,6}\s")
@@ -52,6 +54,8 @@ class SentenceStream:
         finished: list[str] = []
         end = 0
         for match in _WORD.finditer(self._rest):
+            if match.end() == len(self._rest):
+                break  # it may go on
             finished += self._add(match[1], match[2])
             end = match.end()
         self._rest = self._rest[end:]
@@ -84,7 +88,7 @@ class SentenceStream:
         return finished
 
     def _ends_before(self, gap: str, word: str) -> bool:
-        if not self._sentence:
+        if not self._sentence or not gap:
             return False
         if _is_paragraph(gap) or ("\n" in gap and (_STARTS_BLOCK.match(word) or _HEADING.match(self._sentence))):
             return True
@@ -103,7 +107,9 @@ class SentenceStream:
         else:
             ends = [m.end() for m in re.finditer(r"\s+", self._sentence)]  # very long words, or one
         if not ends:
-            return []
+            if len(self._sentence) <= _MAX_WORD_CHARS:
+                return []
+            ends = [_MAX_WORD_CHARS]
         head, self._sentence = self._sentence[: ends[-1]], self._sentence[ends[-1] :].lstrip()
         return [_tidy(head)]
 

@@ -267,7 +267,7 @@ def test_the_oldest_turns_go_first_and_whole_and_the_reference_stays(csm: Csm) -
 
 def test_limits_are_clear_errors(csm: Csm) -> None:
     session = csm.session()
-    with pytest.raises(ContextError, match=r"a turn needs \d+ positions, but of 512 only 512 can be free"):
+    with pytest.raises(ContextError, match=r"a turn needs \d+ positions, the model has 512; shorten its text or sound"):
         session.add(Turn(speaker=0, text="x", pcm=noise(45)))
     with pytest.raises(ContextError, match="the text takes 605 positions and leaves 0 for its sound, of 512"):
         next(session.speak("x" * 600))
