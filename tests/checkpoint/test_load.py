@@ -316,7 +316,7 @@ def test_a_pickle_under_a_safetensors_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_told_apart(tiny: layouts.Tiny, tmp_path: Path) -> None:
-    refused(CheckpointError, tmp_path, "holds no safetensors file, nothing")
+    refused(CheckpointError, tmp_path, "holds nothing, expected a safetensors file; give the folder of a saved model")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     refused(CheckpointError, tmp_path, "only model.gguf, which is not read")
     layouts.save(tmp_path / "mimi.safetensors", layouts.kyutai_mimi(tiny))
