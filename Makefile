@@ -18,7 +18,7 @@ say: $(VENV)/say.stamp  ## speak TEXT="…" into out.wav, and aloud where there 
 	@$(RUN) -m csm_mlx_app say "$(TEXT)" -o out.wav --play-if-possible --tour
 
 test: $(VENV)/dev.stamp  ## run the tests (under 3 minutes, offline)
-	@$(RUN) -m pytest -q
+	@OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/dev.stamp  ## format, lint, types, architecture
 	@$(PY) -m ruff format --check .

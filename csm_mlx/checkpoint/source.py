@@ -105,9 +105,7 @@ def _weight_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{path} holds no safetensors, only a pickle ({pickles[0]}); {PICKLE_REASON}")
     other = [name for name in names if Path(name).suffix in files.OTHER_WEIGHTS_SUFFIXES]
     there = f"only {other[0]}, which is not read" if other else f"only {', '.join(names[:5])}" if names else "nothing"
-    raise CheckpointError(
-        f"{path} holds {there}, expected a safetensors file; give the folder that a model was saved in"
-    )
+    raise CheckpointError(f"{path} holds {there}, expected a safetensors file; give the folder of a saved model")
 
 
 def _groups(paths: list[Path]) -> list[_Group]:

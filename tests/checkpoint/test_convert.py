@@ -208,7 +208,7 @@ def old(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_an_existing_checkpoint_is_not_replaced_unasked(source: Path, old: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"out exists; choose another place, or pass --force"):
+    with pytest.raises(CheckpointError, match=r"out exists; choose another place, or replace it with --force"):
         convert(source, old)
 
 
