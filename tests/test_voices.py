@@ -6,46 +6,15 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from support.models import mimi_config
 
 from csm_mlx.audio import read_audio, write_audio
-from csm_mlx.config import MimiConfig, TransformerConfig
+from csm_mlx.config import MimiConfig
 from csm_mlx.errors import VoiceError
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.voices import VoiceStore, codec_fingerprint
 
-TRANSFORMER = TransformerConfig(
-    dim=32,
-    n_layers=1,
-    n_heads=2,
-    n_kv_heads=2,
-    head_dim=16,
-    ffn_dim=32,
-    norm="layer",
-    norm_eps=1e-5,
-    mlp="gelu",
-    layer_scale=True,
-    final_norm=False,
-    window=16,
-    rope_base=10_000.0,
-)
-CODEC = MimiConfig(
-    sample_rate_hz=8000,
-    n_filters=4,
-    ratios=(4, 4),
-    dim=32,
-    kernel_size=7,
-    last_kernel_size=3,
-    residual_kernel_size=3,
-    n_residual_layers=1,
-    dilation_base=2,
-    compress=2,
-    downsample_stride=2,
-    transformer=TRANSFORMER,
-    codebook_size=16,
-    codebook_dim=8,
-    n_codebooks=4,
-    n_semantic_codebooks=1,
-)
+CODEC = mimi_config(sample_rate_hz=8000, ratios=(4, 4), codebook_size=16, codebook_dim=8)
 
 
 def make_codec(seed: int = 0, config: MimiConfig = CODEC) -> Mimi:

@@ -12,8 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from support.models import csm_config, llama, mimi_config, mimi_transformer
 
-from csm_mlx.config import CheckpointConfig, CsmConfig, Llama3Rope, MimiConfig, TransformerConfig
+from csm_mlx.config import CheckpointConfig, MimiConfig, TransformerConfig
 
 Weights = dict[str, np.ndarray]
 
@@ -45,63 +46,21 @@ TOKENIZER = {
 }
 """One token a character."""
 
-_ROPE = Llama3Rope(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
-
-
-def _llama(**sizes: int) -> TransformerConfig:
-    return TransformerConfig(
-        **sizes,
-        norm="rms",
-        norm_eps=1e-5,
-        mlp="swiglu",
-        layer_scale=False,
-        final_norm=True,
-        rope_base=500_000.0,
-        rope_scaling=_ROPE,
-    )
-
-
 CONFIG = CheckpointConfig(
-    csm=CsmConfig(
-        backbone=_llama(dim=128, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=192),
-        depth=_llama(dim=64, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=16, ffn_dim=128),
+    csm=csm_config(
+        backbone=llama(128, n_layers=3, head_dim=32, ffn_dim=192),
+        depth=llama(64, n_kv_heads=1),
         text_vocab_size=25,
         audio_vocab_size=19,
         codebook_size=16,
-        n_codebooks=4,
         max_positions=2048,
     ),
-    codec=MimiConfig(
-        sample_rate_hz=24_000,
-        n_filters=4,
+    codec=mimi_config(
         ratios=(4, 3, 2),
         dim=128,
-        kernel_size=7,
-        last_kernel_size=3,
-        residual_kernel_size=3,
-        n_residual_layers=1,
-        dilation_base=2,
-        compress=2,
-        downsample_stride=2,
-        transformer=TransformerConfig(
-            dim=128,
-            n_layers=2,
-            n_heads=2,
-            n_kv_heads=2,
-            head_dim=64,
-            ffn_dim=96,
-            norm="layer",
-            norm_eps=1e-5,
-            mlp="gelu",
-            layer_scale=True,
-            final_norm=False,
-            window=250,
-            rope_base=10_000.0,
-        ),
+        transformer=mimi_transformer(128, window=250, head_dim=64, ffn_dim=96),
         codebook_size=16,
         codebook_dim=8,
-        n_codebooks=4,
-        n_semantic_codebooks=1,
     ),
 )
 

@@ -36,20 +36,11 @@ def llama(dim: int = 64, n_layers: int = 2, n_heads: int = 4, n_kv_heads: int = 
     return TransformerConfig(**{**values, **changes})
 
 
-def mimi_transformer(dim: int = 32, window: int = 10) -> TransformerConfig:
+def mimi_transformer(dim: int = 32, window: int = 10, **changes) -> TransformerConfig:
     """A small transformer of the kind that Mimi has two of."""
-    return llama(
-        dim,
-        n_heads=2,
-        n_kv_heads=2,
-        norm="layer",
-        mlp="gelu",
-        layer_scale=True,
-        final_norm=False,
-        window=window,
-        rope_base=10000.0,
-        rope_scaling=None,
-    )
+    flavour: dict[str, Any] = {"norm": "layer", "mlp": "gelu", "layer_scale": True, "final_norm": False}
+    values = {"n_heads": 2, "n_kv_heads": 2, "rope_base": 10000.0, "rope_scaling": None, **flavour, **changes}
+    return llama(dim, window=window, **values)
 
 
 def mimi_config(**changes) -> MimiConfig:
