@@ -11,8 +11,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csm_mlx import errors
-from csm_mlx.errors import CsmError
+from csm_mlx import errors as errors
+from csm_mlx.errors import CsmError as CsmError
 
 if TYPE_CHECKING:
     from csm_mlx.config import CheckpointConfig as CheckpointConfig
@@ -37,8 +37,6 @@ _HOMES = {
     "Speech": "csm_mlx.generate.speech",
     "SpeechStats": "csm_mlx.generate.speech",
 }
-
-__all__ = [*_HOMES, "CsmError", "__version__", "default_checkpoint", "errors", "load"]
 
 
 def __getattr__(name: str) -> Any:
