@@ -4,9 +4,10 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 import struct
-import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -149,8 +150,11 @@ class AtomicFolder:
         try:
             self._made = [parent for parent in self.path.parents if not parent.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent))
-            self._folder.chmod(0o777 & ~_umask())
+            # Named before it is made, and removed at the latest when this object or Python ends: Ctrl-C comes between
+            # any two steps, also between making the folder and entering the block that would remove it.
+            self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder.mkdir()
         except OSError as error:
             self._remove_made()
             raise write_error(self.path, error) from error
@@ -223,9 +227,3 @@ def _is_ours(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "format_version" in config
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
