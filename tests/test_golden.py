@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module")
 def tiny() -> Case:
-    """The embedded voice: trained, our own format, 8 bits; the numbers are transformers' from dequantized weights."""
+    """The embedded voice: trained, our own format; the numbers are transformers' from the same weights."""
     return Case(csm_mlx.load(dtype=mx.float32), read_reference(GOLDEN, "csm-tiny"))
 
 

@@ -1,6 +1,7 @@
 """`csm codec`: there and back, frame by frame as at once, and how near it came."""
 
 import json
+import math
 import re
 
 import mlx.core as mx
@@ -9,7 +10,10 @@ import pytest
 import soundfile
 from csm_mlx_app.codes import read_codes
 
+from csm_mlx.config import preset
 from csm_mlx.errors import AudioError
+
+K = preset("csm-tiny").csm.n_codebooks
 
 
 def test_there_and_back(run, tmp_path, tone, load_codes):
@@ -21,14 +25,14 @@ def test_there_and_back(run, tmp_path, tone, load_codes):
 
     codes, first = (load_codes(f"{name}.safetensors") for name in "ab")
     assert codes.dtype == np.int32
-    assert codes.shape == (13, 4)  # one second and what fills the last frame
+    assert codes.shape == (13, K)  # one second and what fills the last frame
     assert np.array_equal(codes[:, :2], first)
     assert json.loads(encoded.text) == {
         "output": "a.safetensors",
         "frames": 13,
-        "codebooks": 4,
+        "codebooks": K,
         "sound_s": 1.0,
-        "bits_per_second": 450.0,
+        "bits_per_second": 12.5 * K * math.log2(preset("csm-tiny").codec.codebook_size),
     }
     sound, rate = soundfile.read(tmp_path / "a.wav")
     (tmp_path / "coarse.wav").write_bytes(coarse.out)
@@ -74,5 +78,5 @@ def test_codes_of_another_codec_are_one_line(run, tmp_path):
     mx.save_safetensors(str(tmp_path / "bad.safetensors"), {"codes": mx.zeros((3, 9), mx.int32)})
     result = run("codec", "decode", "bad.safetensors", "a.wav")
     assert (result.code, result.out) == (1, b"")
-    assert re.fullmatch(r"error: bad.safetensors has 9 codebooks, the codec 4; name its --model\n", result.err)
+    assert re.fullmatch(rf"error: bad.safetensors has 9 codebooks, the codec {K}; name its --model\n", result.err)
     assert not (tmp_path / "a.wav").exists()

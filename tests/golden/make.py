@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests/parity/torch_side .parity/bin/python tests/golden/make.py CSM_TINY_HF
 
-CSM_TINY_HF is csm-tiny in the transformers layout. Its language model is taken from `weights/csm-tiny`, which is
-quantized: the numbers are those of its dequantized weights, so they test reading and multiplying 8-bit weights too.
+CSM_TINY_HF is csm-tiny in the transformers layout, as `weights/recipe/export.py` writes it. Its language model is taken
+from `weights/csm-tiny`, unpacked where that is quantized, so that the files that are shipped are what is tested.
 """
 
 # pyright: reportMissingImports=false

@@ -1,0 +1,63 @@
+"""Stage 3: the sound that the codec learns from, in shards of 250 sentences under speech/ of the state folder.
+
+A little more of voice 0 than of voice 1, and one in seven of eight other voices, so that the codec can carry a voice
+that the language model has never had.
+"""
+
+import argparse
+import random
+import time
+
+import numpy as np
+from lm_data import Corpus
+from phones import VOICES, Plan, Voice, plan
+from state import log, save_arrays, state_path
+from synth import FRAME_SAMPLES, render, spectra
+
+SHARD = 250
+LEAD = 0.5
+"""A codec frame begins in the middle of the phone before: measured best of 0, 1/6, 1/3, 1/2 (README)."""
+GAIN = 1.5
+OTHER_VOICES = tuple(
+    Voice(cycles, tract) for cycles, tract in ((9, 1), (13, 2), (11, 3), (13, 4), (15, 5), (15, 6), (19, 6), (20, 8))
+)
+
+
+def say(planned: Plan, voice: Voice) -> tuple[np.ndarray, np.ndarray]:
+    """(n_frames * FRAME_SAMPLES,) float32 sound and (n_frames, 3) codes of one sentence."""
+    codes = voice.codes(planned.phones)
+    sound = render(spectra(planned.ids, planned.units), codes[:, 1], voice.tract_factor, LEAD) * GAIN
+    sound = np.pad(sound, (0, len(codes) * FRAME_SAMPLES - len(sound)))
+    return sound.clip(-0.99, 0.99), codes
+
+
+def some_voice(rng: random.Random) -> Voice:
+    chance = rng.random()
+    return VOICES[chance >= 0.47] if chance < 0.85 else rng.choice(OTHER_VOICES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sentences", type=int, default=4000)
+    args = parser.parse_args()
+    texts = Corpus.load("corpus.npz").texts
+    began, made, n_shards = time.time(), 0, -(-args.sentences // SHARD)
+    for shard in range(n_shards):
+        path = state_path("speech", f"{shard:03d}.npz")
+        if path.exists():
+            continue
+        rng = random.Random(shard)
+        spoken = [say(plan(str(t)), some_voice(rng)) for t in texts[shard * SHARD : (shard + 1) * SHARD]]
+        save_arrays(
+            path,
+            sound=np.round(np.concatenate([s for s, _ in spoken]) * 32767).astype(np.int16),
+            codes=np.concatenate([c for _, c in spoken]).astype(np.int16),
+            ends=np.cumsum([len(c) for _, c in spoken]),
+        )
+        made += 1
+        left = (time.time() - began) / made * (n_shards - shard - 1)
+        log(f"shard {shard + 1} of {n_shards}, {left:.0f} s left")
+
+
+if __name__ == "__main__":
+    main()
