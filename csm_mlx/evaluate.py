@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,11 +156,11 @@ def _compare(text: str, heard: str) -> tuple[int, int, bool]:
 def dnsmos(pcm: np.ndarray, sample_rate_hz: int) -> dict[str, float]:
     """Microsoft's DNSMOS P.835 (`speechmos`): overall, speech and background, 1 to 5. A `Judge`."""
     try:
-        from speechmos import dnsmos as model
+        model = import_module("speechmos.dnsmos")  # by name: the type checker need not have this extra
     except ImportError:
         raise CsmError("speech quality needs speechmos: pip install 'csm-mlx[quality]'") from None
     sound = np.clip(resample(pcm, sample_rate_hz, DNSMOS_RATE_HZ), -1, 1)
-    scores: Any = model.run(sound, sr=DNSMOS_RATE_HZ)
+    scores = model.run(sound, sr=DNSMOS_RATE_HZ)
     return {name: float(scores[theirs]) for name, theirs in _MOS.items()}
 
 

