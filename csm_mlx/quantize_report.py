@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from csm_mlx.checkpoint.load import load_checkpoint
+import csm_mlx
 from csm_mlx.checkpoint.source import open_source
 from csm_mlx.config import CsmConfig
 from csm_mlx.errors import ConfigError, ContextError
@@ -71,7 +71,7 @@ def report(
     positions end. Raises ConfigError when the two are not of one architecture or no turn has sound, and ContextError
     for a turn that alone is too long.
     """
-    first = _load(reference)
+    first = csm_mlx.load(reference)
     rows = [_rows(first, turn) for turn in turns]
     n_frames = sum(len(r.codes) + 1 for r in rows if r.codes is not None)
     if not n_frames:
@@ -84,7 +84,7 @@ def report(
     del first
     gc.collect()  # the model's memory, before the next one takes its own
     mx.clear_cache()
-    second = _load(candidate)
+    second = csm_mlx.load(candidate)
     other = second.config.csm
     for name in ("text_vocab_size", "max_positions"):
         if (given := getattr(other, name)) != (wanted := getattr(config, name)):
@@ -114,11 +114,6 @@ def report(
         reference_bits_per_weight=sizes["reference"][1],
         candidate_bits_per_weight=sizes["candidate"][1],
     )
-
-
-def _load(path: str | Path) -> Csm:
-    loaded = load_checkpoint(path)
-    return Csm(loaded.model, loaded.codec, loaded.tokenizer, loaded.config, loaded.path)
 
 
 def _tell(on_frames: OnFrames | None, which: str, chunks: list[np.ndarray], total: int) -> None:

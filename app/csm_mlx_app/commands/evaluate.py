@@ -57,7 +57,7 @@ def evaluate(
     prompt.check_voice(voice, voice_text)
     lines = _read(options.existing_file(sentences, "SENTENCES.txt"))[:limit]
     if plot is not None:
-        options.writable(plot, "--plot")
+        options.png(plot, "--plot")
 
     from csm_mlx_app import evaluating
 
