@@ -43,3 +43,11 @@ class GenerationError(CsmError):
 
 class VoiceError(CsmError):
     """A voice that is unknown, misnamed or already there."""
+
+
+class ManifestError(CsmError):
+    """Examples to train on that are not as they should be: one line per problem."""
+
+
+class TrainingError(CsmError):
+    """A training that cannot go on, or cannot be resumed."""

@@ -203,6 +203,15 @@ def dequantized(layer: nn.QuantizedLinear | nn.QuantizedEmbedding, dtype: mx.Dty
     )
 
 
+def dequantized_rows(
+    weight: mx.array, scales: mx.array, biases: mx.array | None, *, group_size: int, bits: int, mode: str
+) -> mx.array:
+    """Rows of packed weights as the float32 that they stand for, without the rounding of their scales' type."""
+    scales = scales if scales.dtype == mx.uint8 else scales.astype(mx.float32)
+    biases = None if biases is None else biases.astype(mx.float32)
+    return mx.dequantize(weight, scales, biases, group_size, bits, mode=mode, dtype=mx.float32)
+
+
 def dequantize_model(model: nn.Module, dtype: mx.Dtype) -> None:
     """Makes the quantized layers of a model float ones of the same values and of type `dtype`, in place."""
     plain = []

@@ -18,7 +18,15 @@ import mlx.core as mx
 from csm_mlx.checkpoint import files, hub, prompts
 from csm_mlx.checkpoint.load import check_fit, load_tokenizer
 from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, require_finite
-from csm_mlx.checkpoint.save import AtomicFolder, SafetensorsWriter, copy_file, require_space, write_json
+from csm_mlx.checkpoint.save import (
+    AtomicFolder,
+    SafetensorsWriter,
+    copy_file,
+    require_replaceable,
+    require_space,
+    write_json,
+    write_text,
+)
 from csm_mlx.checkpoint.source import Source, open_source
 from csm_mlx.errors import CheckpointError, ConfigError, QuantizationError
 from csm_mlx.models.csm import CsmModel
@@ -91,13 +99,32 @@ def convert(
     start_s = time.perf_counter()
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    require_replaceable(Path(out).expanduser(), force=force)
+    opened = open_source(source, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
+    if notice:
+        opened = replace(opened, config=replace(opened.config, notice=notice))
+    report = write_source(opened, out, dtype=DTYPES[dtype], quantization=quantization, force=force, on_tensor=on_tensor)
+    return replace(report, seconds=time.perf_counter() - start_s)
+
+
+def write_source(
+    opened: Source,
+    out: str | Path,
+    *,
+    dtype: mx.Dtype,
+    quantization: Quantization | None = None,
+    card: str | None = None,
+    force: bool = False,
+    on_tensor: OnTensor | None = None,
+) -> ConvertReport:
+    """Write an opened source to `out` in our own layout, as `convert` does; `card` becomes its README."""
+    start_s = time.perf_counter()
     out = Path(out).expanduser()
     atomic = AtomicFolder(out, force=force)
-    opened = open_source(source, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
     if out.exists() and out.resolve() == opened.path.resolve():
         raise CheckpointError(f"{out} is the source itself, which replacing would lose; choose another place")
     load_tokenizer(opened)
-    model = _plan_model(opened, DTYPES[dtype], quantization)
+    model = _plan_model(opened, dtype, quantization)
     codec_plan = _plan_codec(opened)
     writes = model.writes + codec_plan
     require_space(out, sum(write.n_bytes for write in writes) + _CONFIG_BYTES)
@@ -107,8 +134,9 @@ def convert(
         codec_bytes = _write(folder / files.CODEC, codec_plan, count)
         copy_file(opened.tokenizer, folder / files.TOKENIZER)
         voices, skipped = prompts.store_voices(opened, folder)
-        config = replace(opened.config, quantization=model.quantization, notice=notice or opened.config.notice)
-        write_json(folder / files.CONFIG, config.to_dict())
+        if card is not None:
+            write_text(folder / files.README, card)
+        write_json(folder / files.CONFIG, replace(opened.config, quantization=model.quantization).to_dict())
     n_weights = sum(w.n_weights for w in model.writes)
     return ConvertReport(
         out=out,

@@ -10,8 +10,19 @@ TOKENIZER = "tokenizer.json"
 VOICES = "voices"
 README = "README.md"
 
-OWN_FILES = frozenset({CONFIG, MODEL, CODEC, TOKENIZER, VOICES, README})
-"""All that a folder in our own format holds: `--force` replaces such a folder and no other."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapters.safetensors"
+"""Both as mlx-lm names them; what is in them is ours."""
+
+OWN_FILES = frozenset({CONFIG, MODEL, CODEC, TOKENIZER, VOICES, README, ADAPTER_CONFIG, ADAPTER_WEIGHTS})
+"""All that a folder in our own formats holds: `--force` replaces such a folder and no other."""
+
+CODES_CACHE = ".csm-cache"
+"""Codes of the clips that were trained on, beside their manifest."""
+TRAINING_SUFFIX = ".training"
+"""Beside what a training makes: a folder of what only its continuation needs."""
+TRAINING_STATE = "state.safetensors"
+TRAINING_CURVES = "curves.png"
 
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"

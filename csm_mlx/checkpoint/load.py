@@ -8,18 +8,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.checkpoint import hub
-from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, require_finite
+from csm_mlx.checkpoint.adapter import apply_adapter, read_adapter
+from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, misfits, require_finite
 from csm_mlx.checkpoint.source import Source, open_source
 from csm_mlx.config import CheckpointConfig, CsmConfig
 from csm_mlx.errors import CheckpointError, ConfigError, TokenizerError
+from csm_mlx.lora import fuse_model, settle
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.quantize import apply_quantization, dequantize_model, named_parameters
 from csm_mlx.tokenizer import TextTokenizer, Tokenizer
 
 UNPACKED_BYTES = 256_000_000
-_SHOWN = 5
-"""Names listed of each kind of misfit."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def load_checkpoint(
     codec: str | Path | None = None,
     tokenizer: str | Path | None = None,
     unpack: bool | None = None,
+    adapter: str | Path | None = None,
     on_progress: hub.Progress | None = None,
 ) -> Checkpoint:
     """Load a folder in any published layout, a weight file, or a repository of the Hub (`org/name`).
@@ -51,13 +52,17 @@ def load_checkpoint(
     codec, tokenizer: where they are, if neither inside nor beside the model; else they are fetched.
     unpack: whether quantized weights become float ones in memory. None does so on the CPU, which multiplies floats
         several times faster, for models that then take at most `UNPACKED_BYTES`.
+    adapter: a folder that a training made of this model. Float weights take it in; beside quantized ones it stays.
 
     Raises CheckpointError (a missing, extra, misshapen or broken tensor by name), ConfigError, HubError or
     TokenizerError.
     """
     if dtype is not None and dtype not in FLOATS:
         raise ConfigError(f"dtype is {dtype!r}, expected {', '.join(map(str, FLOATS))} or None")
+    trained = None if adapter is None else read_adapter(adapter)
     source = open_source(path_or_id, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
+    if trained is not None:
+        trained.base.require_architecture(source.config.csm, trained.path)
     model = CsmModel(source.config.csm)
     if source.config.quantization:
         apply_quantization(model, source.config.quantization)
@@ -65,6 +70,10 @@ def load_checkpoint(
     if source.config.quantization and (_unpacks(source.config.csm) if unpack is None else unpack):
         dequantize_model(model, model.dtype)
         mx.eval(model.parameters())
+    if trained is not None:
+        apply_adapter(model, trained)
+        fuse_model(model, only_float=True)
+        settle(model)
     return Checkpoint(model, load_codec(source), load_tokenizer(source), source.config, source.path)
 
 
@@ -93,8 +102,11 @@ def load_codec(source: Source) -> Mimi:
 
 def _default_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
     """One type for all float weights: mixed ones would turn the activations into the widest."""
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return mx.float32
+    return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else stored_dtype(tensors)
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
+    """The float type that a model is stored in: that of its attention weights, or of their scales."""
     stored = [t.dtype for name, t in tensors.items() if name.endswith((".scales", ".o_proj.weight"))]
     floats = [dtype for dtype in stored if dtype in FLOATS]
     return floats[0] if floats else mx.bfloat16
@@ -124,15 +136,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: mx.Dtype, what
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """`CheckpointError` unless the tensors are those of `module`, in name, shape and kind of type."""
     expected = {name: (p.shape, p.dtype) for name, p in named_parameters(module).items()}
-    problems = [
-        _listed("missing", [f"{n!r} {list(expected[n][0])}" for n in expected if n not in tensors]),
-        _listed("extra", [f"{t.name!r} {list(t.shape)}" for n, t in tensors.items() if n not in expected]),
-        _listed("misshapen", _misshapen(expected, tensors)),
-    ]
-    if any(problems):
+    if problems := misfits({name: shape for name, (shape, _) in expected.items()}, tensors):
         raise CheckpointError(
-            f"the weights do not fit {what} of config.json: {'; '.join(p for p in problems if p)}; "
-            "fetch both again, from the same place"
+            f"the weights do not fit {what} of config.json: {problems}; fetch both again, from the same place"
         )
     for name, (_, dtype) in expected.items():
         tensor = tensors[name]
@@ -143,18 +149,3 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> No
                 f"{tensor.name!r} in {tensor.file} is stored as {tensor.stored}, expected "
                 f"{'U32, packed quantized weights' if dtype == mx.uint32 else 'U8, the scales of this mode'}"
             )
-
-
-def _misshapen(expected: Mapping[str, tuple[tuple[int, ...], mx.Dtype]], tensors: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"{tensors[name].name!r} is {list(tensors[name].shape)}, expected {list(shape)}"
-        for name, (shape, _) in expected.items()
-        if name in tensors and tensors[name].shape != tuple(shape)
-    ]
-
-
-def _listed(kind: str, items: list[str]) -> str:
-    if not items:
-        return ""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{kind} {', '.join(items[:_SHOWN])}{more}"

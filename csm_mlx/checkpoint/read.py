@@ -8,7 +8,7 @@ https://huggingface.co/docs/safetensors#format
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ _OTHER_BYTES = {"F64": 8, "U64": 8, "I16": 2, "U16": 2, "I8": 1, "F8_E4M3": 1, "
 """Types that the format knows and no checkpoint here may use; their sizes are needed to check the file's length."""
 
 _ITEM_BYTES = {name: dtype.size for name, dtype in _MLX_DTYPES.items()} | _OTHER_BYTES
+
+_SHOWN = 5
+"""Names listed of each kind of misfit."""
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -214,6 +217,21 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], position: int) -> Tens
         return array.view(mx.bfloat16) if stored == "BF16" else array
 
     return Tensor(name, path.name, stored, tuple(shape), read)
+
+
+def misfits(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> str:
+    """What of `tensors` is missing, extra or misshapen beside the expected `shapes`, by name; empty when they fit."""
+    wrong = [(tensors[n], shape) for n, shape in shapes.items() if n in tensors and tensors[n].shape != tuple(shape)]
+    kinds = {
+        "missing": [f"{n!r} {list(shape)}" for n, shape in shapes.items() if n not in tensors],
+        "extra": [f"{t.name!r} {list(t.shape)}" for n, t in tensors.items() if n not in shapes],
+        "misshapen": [f"{t.name!r} is {list(t.shape)}, expected {list(shape)}" for t, shape in wrong],
+    }
+    problems = []
+    for kind, items in kinds.items():
+        more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+        problems += [f"{kind} {', '.join(items[:_SHOWN])}{more}"] if items else []
+    return "; ".join(problems)
 
 
 def is_finite(x: mx.array) -> mx.array:

@@ -1,12 +1,14 @@
 """Writes checkpoints: safetensors in rows as they come, JSON, and a whole folder that appears at once or not at all."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import secrets
 import shutil
 import struct
+import sys
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +24,7 @@ from csm_mlx.errors import CheckpointError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_STORED = {
+STORED = {
     mx.float32: "F32",
     mx.float16: "F16",
     mx.bfloat16: "BF16",
@@ -30,6 +32,7 @@ _STORED = {
     mx.uint8: "U8",
     mx.int32: "I32",
 }
+"""How a safetensors header calls a type."""
 
 
 def write_error(path: Path, error: OSError) -> CheckpointError:
@@ -66,12 +69,17 @@ class SafetensorsWriter:
     `OSError` from the disk is raised as `CheckpointError`.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, tuple[mx.Dtype, tuple[int, ...]]]):
-        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, tuple[mx.Dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ):
+        header: dict[str, Any] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
         offsets, end = {}, 0
         for name, (dtype, shape) in specs.items():
             size = dtype.size * int(np.prod(shape, dtype=np.int64))
-            header[name] = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
+            header[name] = {"dtype": STORED[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
             offsets[name], end = end, end + size
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)
@@ -120,8 +128,16 @@ class SafetensorsWriter:
 
 def write_json(path: Path, data: Any) -> None:
     """Indented JSON with a last newline; `CheckpointError` when the disk refuses."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, on the disk when this returns; `CheckpointError` when the disk refuses."""
     try:
-        path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -186,6 +202,8 @@ class AtomicFolder:
         if not self.path.exists():
             self._folder.rename(self.path)
             return
+        if _exchange(self._folder, self.path):
+            return  # what was there is now the temporary folder, and goes with it
         old = self._folder.with_suffix(".old")
         self.path.rename(old)
         try:
@@ -195,6 +213,16 @@ class AtomicFolder:
             raise
         finally:
             shutil.rmtree(old, ignore_errors=True)  # gone already where it was put back
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two folders of one disk in a single step, which not even a kill can halve; False where that is not to be
+    had (Linux since glibc 2.28 and macOS have it, not on every kind of disk)."""
+    call, here, exchange = ("renamex_np", (), 2) if sys.platform == "darwin" else ("renameat2", (-100,), 2)
+    rename = getattr(ctypes.CDLL(None), call, None)
+    if rename is None:
+        return False
+    return rename(*here, os.fsencode(one), *here, os.fsencode(other), exchange) == 0
 
 
 def require_replaceable(path: Path, *, force: bool) -> None:
@@ -222,8 +250,11 @@ def require_replaceable(path: Path, *, force: bool) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder's config is in our format; the names of its files may be those of a download too."""
-    try:
-        config = json.loads((folder / files.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "format_version" in config
+    for name in (files.CONFIG, files.ADAPTER_CONFIG):
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict) and "format_version" in config:
+            return True
+    return False

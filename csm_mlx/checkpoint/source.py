@@ -56,7 +56,7 @@ def open_source(
     groups = _groups(_weight_files(path))
     layout, group = _choose_csm(path, groups)
     own = CheckpointConfig.read(folder / files.CONFIG) if layout == "own" else None
-    foreign = own.to_dict() if own else _read_json(folder / files.CONFIG)
+    foreign = own.to_dict() if own else read_json(folder / files.CONFIG)
     codec_config, codec_tensors = _open_codec(folder, group, groups, foreign, codec, on_progress)
     model = group.tensors
     if own is not None:
@@ -68,12 +68,12 @@ def open_source(
             codec=codec_config,
             sampling=_sampling(folder / files.GENERATION_CONFIG),
             quantization=quantization,
-            source={"name": _source_name(path_or_id), "layout": layout},
+            source={"name": source_name(path_or_id), "layout": layout},
         )
     return Source(folder, layout, config, model, codec_tensors, _find_tokenizer(folder, tokenizer, on_progress))
 
 
-def _source_name(path_or_id: str | Path) -> str:
+def source_name(path_or_id: str | Path) -> str:
     """A repository's id or the last part of a path: no more of the user's disk goes into a file that may be shared."""
     path = Path(path_or_id)
     return path.resolve().name if path.exists() else str(path_or_id)
@@ -136,7 +136,7 @@ def _groups(paths: list[Path]) -> list[_Group]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(n, str) for n in weight_map.values())):
         raise CheckpointError(f"{index} has no weight_map, expected one file name per tensor; fetch it again")
     names = sorted(set(weight_map.values()))
@@ -201,7 +201,7 @@ def _choose_mimi(path: Path, groups: list[_Group], config: Mapping[str, Any]) ->
     group = min(found, key=lambda g: g.name)
     folder = path if path.is_dir() else path.parent
     if not config and (folder / files.CONFIG).is_file():
-        config = _read_json(folder / files.CONFIG)
+        config = read_json(folder / files.CONFIG)
     return _map_mimi(group.tensors, config)
 
 
@@ -249,14 +249,14 @@ def _fetch_missing(folder: Path, what: str, repo: str, name: str, on_progress: h
 
 def _sampling(path: Path) -> SamplingConfig:
     """What a transformers `generation_config.json` recommends, where there is one."""
-    given = _read_json(path)
+    given = read_json(path)
     if given.get("do_sample") is False:
         return SamplingConfig(temperature=0.0)
     known = {ours: given[ours] for ours in ("temperature", "top_k", "top_p", "min_p") if given.get(ours) is not None}
     return SamplingConfig.from_dict(known, str(path))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Empty when there is no such file: layouts that need it say so themselves."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
