@@ -61,8 +61,9 @@ class CsmModel(nn.Module):
         Returns (N, n_codebooks, audio_vocab_size) float32, each codebook's logits given the true codes before it.
         """
         n_codebooks = self.config.n_codebooks
-        inputs = [hidden] + [self.embed_code(codes[:, k], k) for k in range(n_codebooks - 1)]
-        x = self.depth_input(mx.stack(inputs, axis=1))
+        offsets = mx.arange(n_codebooks - 1, dtype=mx.int32) * self.config.audio_vocab_size
+        embeddings = self.audio_embeddings(codes[:, :-1] + offsets).astype(self.dtype)
+        x = self.depth_input(mx.concatenate([hidden[:, None], embeddings], axis=1))
         y, _ = self.depth_decoder(x, self.depth_decoder.make_state(x.shape[0], x.dtype, n_codebooks))
         logits = [self.codebook0_head(hidden)] + [head(y[:, k + 1]) for k, head in enumerate(self.audio_head)]
         return mx.stack(logits, axis=1)[..., : self.config.audio_vocab_size].astype(mx.float32)
