@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from csm_mlx_app import console
-from csm_mlx_app.commands import codec, convert, doctor, evaluate, models, quantize, say, voices
+from csm_mlx_app.commands import codec, convert, doctor, evaluate, fuse, models, quantize, say, train, voices
 
 # Click's usage errors moved from `click` to `typer._click` between Typer's versions: this finds them in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -23,6 +23,8 @@ app.command(rich_help_panel="Speak")(say.say)
 app.add_typer(voices.app, name="voices", rich_help_panel="Speak")
 app.command(rich_help_panel="Checkpoints")(convert.convert)
 app.command(rich_help_panel="Checkpoints")(quantize.quantize)
+app.command(rich_help_panel="Checkpoints")(train.train)
+app.command(rich_help_panel="Checkpoints")(fuse.fuse)
 app.command(rich_help_panel="Checkpoints")(models.models)
 app.add_typer(codec.app, name="codec", rich_help_panel="Tools")
 app.command(rich_help_panel="Tools")(evaluate.evaluate)
@@ -50,6 +52,7 @@ def csm(
       csm say "Hello there, how are you today?"
       csm convert unsloth/csm-1b weights/csm-1b-q4 -q
       csm say "The same in Sesame's voice." --model csm-1b-q4 -o hello.wav
+      csm train clips.jsonl -o adapters/anna
       csm doctor
     """
     if context.invoked_subcommand is None:

@@ -1,6 +1,7 @@
-"""What `csm convert` and `csm quantize` share: one conversion, watched tensor by tensor, and its account."""
+"""What `csm convert`, `csm quantize` and `csm fuse` share: the writing of a checkpoint, watched, and its account."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,14 @@ def default_out(source: str, quantization: "Quantization | None") -> Path:
 
 
 def convert(source: str, out: Path, **settings: Any) -> "ConvertReport":
-    """Convert with a bar per file fetched and tensor written; `settings` are those of the library's `convert`."""
+    """Convert, watched; `settings` are those of the library's `convert`."""
     from csm_mlx.checkpoint.convert import convert
 
+    return watch(lambda **shown: convert(options.resolve_model(source), out, **shown, **settings))
+
+
+def watch(write: "Callable[..., ConvertReport]") -> "ConvertReport":
+    """`write(on_tensor=…, on_progress=…)` with a bar per file fetched and tensor written."""
     with console.progress("{task.completed:.0f}/{task.total:.0f} {task.fields[what]}  {task.fields[name]}") as show:
 
         def on_tensor(name: str, done: int, total: int) -> None:
@@ -31,7 +37,7 @@ def convert(source: str, out: Path, **settings: Any) -> "ConvertReport":
             show(what="MB", name=name, completed=done / 1e6, total=total / 1e6)
 
         try:
-            return convert(options.resolve_model(source), out, on_tensor=on_tensor, on_progress=on_progress, **settings)
+            return write(on_tensor=on_tensor, on_progress=on_progress)
         except KeyboardInterrupt:
             console.talk("interrupted: nothing was written")
             raise

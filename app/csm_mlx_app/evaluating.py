@@ -12,6 +12,7 @@ def run(
     sentences: list[str],
     *,
     model: str | None,
+    adapter: Path | None,
     voice: str | None,
     voice_text: str | None,
     speaker: int | None,
@@ -21,7 +22,7 @@ def run(
     quality: bool,
 ) -> Evaluation:
     """Say and hear every sentence, with a bar that shows the word error rate so far."""
-    csm = loading.load(model, speaks=True)
+    csm = loading.load(model, adapter=adapter, speaks=True)
     reference = None if voice is None else prompt.load_voice(csm, voice, voice_text, speaker)
     done: list[Utterance] = []
     with console.progress(

@@ -1,5 +1,6 @@
-"""Loads the checkpoint of `--model`, watched while it is fetched."""
+"""Loads the checkpoint of `--model`, watched while it is fetched, with the adapter of `--adapter`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import csm_mlx
@@ -9,14 +10,32 @@ if TYPE_CHECKING:
     from csm_mlx import Csm
 
 
-def load(model: str | None, *, speaks: bool = False) -> "Csm":
+def load(model: str | None, *, adapter: Path | None = None, speaks: bool = False) -> "Csm":
     """speaks: say the checkpoint's notice, which is about its voice."""
+    source = options.resolve_model(model) if adapter is None else base_of(adapter, model)
     with console.progress("{task.completed:.0f}/{task.total:.0f} MB  {task.fields[name]}") as show:
 
         def on_progress(name: str, done: int, total: int) -> None:
             show(name=name, completed=done / 1e6, total=total / 1e6)
 
-        csm = csm_mlx.load(options.resolve_model(model), on_progress=on_progress)
+        csm = csm_mlx.load(source, adapter=adapter, on_progress=on_progress)
     if speaks and csm.config.notice:
         console.note(csm.config.notice)
     return csm
+
+
+def base_of(adapter: Path, model: str | None) -> str:
+    """What `--model` means beside an adapter: without it, what the adapter says that it was trained on."""
+    if model:
+        return options.resolve_model(model)
+    from csm_mlx.checkpoint.adapter import read_adapter
+
+    name = read_adapter(adapter).base.name
+    if name == csm_mlx.default_checkpoint().name:
+        return options.resolve_model(None)
+    source = options.resolve_model(name)
+    if "/" not in name and not Path(source).exists():
+        raise csm_mlx.errors.CheckpointError(
+            f"{adapter} was trained on {name}, which is neither here nor in ./weights; name its folder with --model"
+        )
+    return source

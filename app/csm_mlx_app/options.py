@@ -37,6 +37,24 @@ Model = Annotated[
         "Without it, the small embedded voice.",
     ),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        rich_help_panel=MODEL,
+        help="What csm train made of a checkpoint; without --model, of the one that it was trained on.",
+    ),
+]
+AdapterModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        rich_help_panel=MODEL,
+        autocompletion=complete_model,
+        help="The adapter's base, as for csm say; without it, the one that it was trained on.",
+    ),
+]
 Voice = Annotated[
     str | None,
     typer.Option(

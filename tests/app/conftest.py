@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -83,6 +83,21 @@ def load_codes(tmp_path: Path) -> Callable[[str], np.ndarray]:
         return np.array(tensors["codes"])
 
     return load_codes
+
+
+@pytest.fixture(scope="session")
+def greedy_codes() -> Callable[[str], np.ndarray]:
+    """What the embedded voice says to a text at temperature 0, without a process."""
+    import csm_mlx
+
+    csm = csm_mlx.load()
+
+    def greedy_codes(text: str) -> np.ndarray:
+        speech = csm.session(sampling=replace(csm.config.sampling, temperature=0.0)).speak(text)
+        list(speech)
+        return speech.codes
+
+    return greedy_codes
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ def evaluate(
     ] = None,
     as_json: options.Json = False,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     voice: options.Voice = None,
     voice_text: options.VoiceText = None,
     speaker: options.Speaker = None,
@@ -51,6 +52,7 @@ def evaluate(
     [bold]Examples[/bold]
       csm evaluate sentences.txt
       csm evaluate sentences.txt --model csm-1b-q4 --quality --plot errors.png
+      csm evaluate sentences.txt --adapter adapters/anna
       csm evaluate sentences.txt --temp 0 --json > greedy.json
     """
     given = options.given_sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -64,6 +66,7 @@ def evaluate(
     result = evaluating.run(
         lines,
         model=model,
+        adapter=adapter,
         voice=voice,
         voice_text=voice_text,
         speaker=speaker,

@@ -57,6 +57,7 @@ def say(
     ] = None,
     as_json: options.Json = False,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     voice: options.Voice = None,
     voice_text: options.VoiceText = None,
     speaker: options.Speaker = None,
@@ -83,6 +84,7 @@ def say(
       csm say "Hello there, how are you today?"
       csm say "It is 3:45 pm." -o time.mp3 --model csm-1b-q4 --voice anna
       csm say -f story.txt -o story.wav --play --seed 7
+      csm say "In the voice that I trained." --adapter adapters/anna
       llm "Tell me a joke" | csm say
       csm say "Nice to meet you." -v me.wav --voice-text "What I say in me.wav."
       csm say "Stream me." -o - | ffplay -nodisp -autoexit -i -
@@ -104,7 +106,7 @@ def say(
 
     from csm_mlx_app import loading, speaking
 
-    csm = loading.load(model, speaks=True)
+    csm = loading.load(model, adapter=adapter, speaks=True)
     frame_s = csm.frame_size / csm.sample_rate_hz
     if max_seconds is not None and max_seconds < frame_s:
         raise typer.BadParameter(f"{max_seconds:g} is less than a frame of {frame_s:g} s", param_hint="--max-seconds")
