@@ -13,6 +13,7 @@ from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import ConfigError, CsmError, GenerationError
 from csm_mlx.frames import Turn
 from csm_mlx.generate.session import Csm
+from csm_mlx.measure import pitch_hz
 from csm_mlx.recognize import Recognizer
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Utterance:
     """The last words were not heard."""
     missing_end: bool
     """It did not stop by itself but at a limit or a guard, or never began."""
+    pitch_hz: float | None
+    """Median fundamental frequency; None where nothing was voiced."""
     quality: dict[str, float] | None
     """DNSMOS, 1 to 5: overall, speech, background."""
 
@@ -74,6 +77,12 @@ class Evaluation:
         return sum(u.missing_end for u in self.utterances)
 
     @property
+    def pitch_hz(self) -> float | None:
+        """Median of the utterances' own."""
+        pitches = [u.pitch_hz for u in self.utterances if u.pitch_hz is not None]
+        return float(np.median(pitches)) if pitches else None
+
+    @property
     def quality(self) -> dict[str, float] | None:
         """Mean DNSMOS of those that made a sound."""
         judged = [u.quality for u in self.utterances if u.quality is not None]
@@ -81,8 +90,10 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-like data."""
-        names = ("word_error_rate", "words_per_minute", "real_time_factor", "n_early_ends", "n_missing_ends", "quality")
-        figures = {name: getattr(self, name) for name in names}
+        rates = ("word_error_rate", "words_per_minute", "real_time_factor")
+        figures = {
+            name: getattr(self, name) for name in (*rates, "n_early_ends", "n_missing_ends", "pitch_hz", "quality")
+        }
         return {"n_sentences": len(self.utterances), **figures, "utterances": [asdict(u) for u in self.utterances]}
 
 
@@ -115,7 +126,7 @@ def evaluate(
             pieces = []  # it would not begin: every word is wrong
         pcm = np.concatenate([np.zeros(0, np.float32), *pieces])
         heard = recognizer.transcribe(pcm, csm.sample_rate_hz) if len(pcm) else ""
-        n_words, n_wrong, early = _compare(sentence, heard)
+        n_words, n_wrong, early = compare(sentence, heard)
         stats = speech.stats
         yield Utterance(
             text=sentence,
@@ -127,6 +138,7 @@ def evaluate(
             first_audio_s=stats.first_audio_s,
             early_end=early,
             missing_end=stats.stop != "end",
+            pitch_hz=pitch_hz(pcm, csm.sample_rate_hz),
             quality=judge(pcm, csm.sample_rate_hz) if judge and len(pcm) else None,
         )
 
@@ -140,8 +152,8 @@ def _words(text: str) -> str:
     return EnglishTextNormalizer()(text).strip()
 
 
-def _compare(text: str, heard: str) -> tuple[int, int, bool]:
-    """(words, wrong words, whether the last words are missing)."""
+def compare(text: str, heard: str) -> tuple[int, int, bool]:
+    """(words, wrong words, whether the last words are missing) of what was `heard` for `text`."""
     import jiwer
 
     said, noted = _words(text), _words(heard)

@@ -31,7 +31,7 @@ ALLOWED = {
     "generate": LEAVES | {"nn", "models", "frames", "sampling", "tokenizer"},
     "plots": LEAVES,
     "recognize": LEAVES | {"audio"},
-    "evaluate": LEAVES | {"audio", "frames", "generate", "plots", "recognize"},
+    "evaluate": LEAVES | {"audio", "frames", "generate", "measure", "plots", "recognize"},
     "quantize_report": LEAVES | {"nn", "models", "frames", "generate", "quantize", "checkpoint", "plots"},
     "train": LEAVES
     | {"audio", "frames", "nn", "models", "quantize", "lora", "checkpoint", "generate", "tokenizer", "plots"},

@@ -23,7 +23,7 @@ def whisper() -> Whisper:
 
 def utterance(n_words: int, n_wrong: int, **changes) -> Utterance:
     values = {"text": "a", "heard": "b", "sound_s": 2.0, "work_s": 1.0, "first_audio_s": 0.1, "quality": None}
-    values |= {"early_end": False, "missing_end": False}
+    values |= {"early_end": False, "missing_end": False, "pitch_hz": None}
     return Utterance(n_words=n_words, n_wrong=n_wrong, **{**values, **changes})
 
 

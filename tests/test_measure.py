@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from csm_mlx.errors import AudioError, CsmError
-from csm_mlx.measure import mel_distance, si_snr, spectrogram_png
+from csm_mlx.measure import mel_distance, pitch_hz, si_snr, spectrogram_png
 
 RATE_HZ = 24_000
 
@@ -104,3 +104,17 @@ def test_without_matplotlib_the_cure_is_named():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'csm-mlx[plots]'" in done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("hz", [80, 137.5, 212.5, 340])
+def test_pitch_of_a_buzz_within_noise(hz: float):
+    phase = np.cumsum(np.full(RATE_HZ, hz / RATE_HZ)) % 1
+    buzz = (0.2 * (0.5 - phase) + 0.01 * np.random.default_rng(0).standard_normal(RATE_HZ)).astype(np.float32)
+    buzz[: RATE_HZ // 3] = 0
+    assert pitch_hz(buzz, RATE_HZ) == pytest.approx(hz, rel=0.02)
+
+
+def test_no_pitch_without_voice():
+    assert pitch_hz(noise(), RATE_HZ) is None
+    assert pitch_hz(np.zeros(RATE_HZ, np.float32), RATE_HZ) is None
+    assert pitch_hz(np.zeros(9, np.float32), RATE_HZ) is None

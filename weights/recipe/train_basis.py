@@ -1,4 +1,4 @@
-"""Stage 4: train the decoder's transformer with a linear synthesis in place of SEANet, then write that into SEANet.
+"""Stage 5: train the decoder's transformer with a linear synthesis in place of SEANet, then write that into SEANet.
 
 Sound here is locked to the frames, so a half frame (960 samples) lies near a plane of few dimensions. A matrix
 (960, 256), that begins as principal components of pre-emphasised sound, makes it from the output of SEANet's first
@@ -15,14 +15,15 @@ from phones import VOICES
 from speech_data import Speech
 from state import log, save_torch, state_path
 from synth import FRAME_SAMPLES
-from templates import Templates
 from torch import Tensor
-from train_codec import EMPHASIS, emphasise, wave_loss
+from train_codec import EMPHASIS, emphasise
 
 BLOCK = FRAME_SAMPLES // 2
 RANK = 256
 QUIET = 1.5e-3
 """Emphasised amplitude below which a block counts as silence."""
+TYPICAL_BLOCK = 0.05
+"""Emphasised amplitude of speech, which the basis gives for coefficients of one."""
 LAYER_SCALE = 0.5
 """Of the transformer, which Mimi starts far lower: this one has minutes to learn."""
 LATENT_OFFSET, SAMPLE_OFFSET = 6.0, 0.75
@@ -35,14 +36,17 @@ def emphasis_matrix() -> Tensor:
 
 
 def principal_basis(speech: Speech, rng: np.random.Generator) -> Tensor:
-    """(BLOCK, RANK) with coefficients of variance one: components of the emphasised half frames, de-emphasised."""
-    sound, _ = speech.crops(rng, 900, 16)
-    blocks = emphasise(sound).reshape(-1, BLOCK)
+    """(BLOCK, RANK) with coefficients of variance one: components of the emphasised half frames, de-emphasised.
+
+    Half frames count alike, loud or soft, as in `block_loss`.
+    """
+    blocks = emphasise(speech.crops(rng, 900, 16)[0]).reshape(-1, BLOCK)
+    blocks = blocks / (blocks.square().mean(1, keepdim=True) + QUIET**2).sqrt()
     values, vectors = torch.linalg.eigh(blocks.T @ blocks / len(blocks))
     values, vectors = values[-RANK:].flip(0), vectors[:, -RANK:].flip(1)
     kept = (values.sum() / blocks.square().sum(1).mean()).item()
-    log(f"{RANK} components of {len(blocks)} half frames hold {kept:.1%} of the emphasised energy")
-    return torch.linalg.solve_triangular(emphasis_matrix(), vectors * values.sqrt(), upper=False)
+    log(f"{RANK} components hold {kept:.1%} of {len(blocks)} half frames")
+    return torch.linalg.solve_triangular(emphasis_matrix(), vectors * values.sqrt() * TYPICAL_BLOCK, upper=False)
 
 
 def raise_layer_scales(weights: dict[str, Tensor]) -> None:
@@ -53,10 +57,14 @@ def raise_layer_scales(weights: dict[str, Tensor]) -> None:
                 weight.fill_(LAYER_SCALE)
 
 
-def block_loss(made: Tensor, true: Tensor) -> Tensor:
-    """Mean over half frames of the error's energy as a part of theirs: consonants count as much as vowels do."""
+def block_loss(made: Tensor, true: Tensor, known: Tensor) -> Tensor:
+    """Mean over known half frames of the error's energy as a part of theirs: consonants count as much as vowels do.
+
+    made, true: (B, T * FRAME_SAMPLES); known: (B, T, 1), 1.0 for frames that count.
+    """
     error, reference = (emphasise(x).unflatten(-1, (-1, BLOCK)).square().mean(-1) for x in (made - true, true))
-    return (error / (reference + QUIET**2)).mean()
+    known = known.repeat_interleave(2, 1)[..., 0]
+    return (error / (reference + QUIET**2) * known).sum() / known.sum()
 
 
 def hidden_states(codec, codes: Tensor) -> Tensor:
@@ -135,15 +143,15 @@ def main() -> None:
         return (latents(codec, codes)[..., :-1] @ basis[:, :-1].T).flatten(1)
 
     def losses(_: float) -> tuple[Tensor, dict[str, float]]:
-        sound, codes = (x.to(args.device) for x in speech.crops(rng, args.rows, args.frames))
-        ideal, sound_made = templates.idealise(sound, codes), made(codes)
-        loss = block_loss(sound_made, ideal)
-        return loss, {"block": loss.item(), "wave": wave_loss(sound_made.detach(), ideal).item()}
+        crops = speech.crops(rng, args.rows, args.frames, codec_module.DELAY_FRAMES)
+        sound, codes, known = (x.to(args.device) for x in crops)
+        loss = block_loss(made(codes), sound, known)
+        return loss, {"block": loss.item()}
 
     every = {**weights, "basis": basis}
     loop = Loop(args, path, every, state, restore, betas=(0.8, 0.98), decay=0.01, slower={"basis": 20.0})
-    rng, templates = np.random.default_rng(loop.step + 1), Templates(speech)
-    loop.run(losses, report_every=100)
+    rng = np.random.default_rng(loop.step + 1)
+    loop.run(losses, report_every=100, on_save=speech.refresh)
     with torch.no_grad():
         codes = speech.crops(rng, 4, args.frames)[1].to(args.device)
         plain = made(codes)

@@ -1,4 +1,4 @@
-"""Stage 4: train one half of the codec, `--half decoder` (codes to sound) or `--half encoder` (sound to codes).
+"""Optional stage: train one half of the codec, `--half decoder` (codes to sound) or `--half encoder` (sound to codes).
 
 The halves meet only in the fixed code vectors, so they train in any order, also at the same time.
 """
@@ -11,7 +11,7 @@ import torch
 from loop import Loop, parser_of
 from speech_data import Speech
 from state import state_path
-from synth import SAMPLE_RATE_HZ
+from synth import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,11 +66,12 @@ def sound_losses(made: Tensor, true: Tensor) -> tuple[Tensor, dict[str, float]]:
     return loss, {name: value.item() for name, value in parts.items()}
 
 
-def decoder_losses(codec, sound: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, float]]:
-    return sound_losses(codec_module.decode(codec, codes).float(), sound)
+def decoder_losses(codec, sound: Tensor, codes: Tensor, known: Tensor) -> tuple[Tensor, dict[str, float]]:
+    heard = known.repeat_interleave(FRAME_SAMPLES, 1)[..., 0]
+    return sound_losses(codec_module.decode(codec, codes).float() * heard, sound * heard)
 
 
-def encoder_losses(codec, sound: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, float]]:
+def encoder_losses(codec, sound: Tensor, codes: Tensor, _: Tensor) -> tuple[Tensor, dict[str, float]]:
     latents = codec.encoder(codec_module.roughen(sound)[:, None]).latents
     return codec_module.code_losses(codec_module.logits_of(codec, latents), codes)
 
@@ -88,6 +89,7 @@ def main() -> None:
     for n, p in codec.named_parameters():
         p.requires_grad_(n in weights)
     losses_of = decoder_losses if args.half == "decoder" else encoder_losses
+    delay = codec_module.DELAY_FRAMES if args.half == "decoder" else 0
     loop = Loop(
         args,
         state_path(f"{args.half}.pt"),
@@ -100,8 +102,8 @@ def main() -> None:
     speech, rng = Speech(), np.random.default_rng(loop.step)
 
     def losses(_: float) -> tuple[Tensor, dict[str, float]]:
-        sound, codes = (x.to(args.device) for x in speech.crops(rng, args.rows, args.frames))
-        return losses_of(codec, sound, codes)
+        crops = speech.crops(rng, args.rows, args.frames, delay)
+        return losses_of(codec, *(x.to(args.device) for x in crops))
 
     loop.run(losses, on_save=speech.refresh)
 

@@ -1,4 +1,4 @@
-"""Stage 5: train the encoder behind a filterbank in place of most of SEANet, then write it into SEANet.
+"""Stage 6: train the encoder behind a filterbank in place of most of SEANet, then write it into SEANet.
 
 64 pairs of windowed cosines and sines of 10 ms, every 5 ms, are a matrix (128, 240) on the sound. SEANet's strided
 convolutions hold it exactly (`seanet_from_filters`): three pass the samples on, with biases that keep every ELU in its
@@ -31,7 +31,7 @@ def filterbank(speech: Speech) -> Tensor:
     angle = 2 * torch.pi * hz[:, None] * torch.arange(LENGTH) / SAMPLE_RATE_HZ
     filters = torch.cat([angle.cos(), angle.sin()]) * torch.hann_window(LENGTH)
     filters = filters - torch.hann_window(LENGTH) * (filters.sum(1) / torch.hann_window(LENGTH).sum())[:, None]
-    sound, _ = speech.crops(np.random.default_rng(0), 300, 16)
+    sound, *_ = speech.crops(np.random.default_rng(0), 300, 16)
     return filters * (TYPICAL / filtered(sound, filters)[:, :, 1:].std((0, 2)))[:, None]
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     filters = filterbank(speech).to(args.device)
 
     def losses(_: float) -> tuple[Tensor, dict[str, float]]:
-        sound, codes = (x.to(args.device) for x in speech.crops(rng, args.rows, args.frames))
+        sound, codes, _ = (x.to(args.device) for x in speech.crops(rng, args.rows, args.frames))
         features = filtered(codec_module.roughen(sound), filters)
         return codec_module.code_losses(codec_module.logits_of(codec, encode(codec, features)), codes)
 

@@ -46,8 +46,8 @@ def evaluate(
     """Measure how well a checkpoint speaks.
 
     It says each sentence on its own; whisper writes down what it hears.
-    Prints the word error rate, speaking rate, early and missing ends and
-    the real-time factor.
+    Prints the word error rate, speaking rate, pitch, early and missing ends
+    and the real-time factor.
 
     [bold]Examples[/bold]
       csm evaluate sentences.txt
