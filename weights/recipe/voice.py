@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 TINY = HERE.parent / "csm-tiny"
 STAGES = (
     ("corpus.npz", ["corpus.py"]),
-    ("", ["train_lm.py", "--minutes", "75", "--bf16"]),
+    ("", ["train_lm.py", "--minutes", "95", "--bf16"]),
     ("contexts.npz", ["contexts.py"]),
     ("", ["speech.py", "--sentences", "6000"]),
     ("", ["train_basis.py", "--minutes", "85"]),
