@@ -1,5 +1,7 @@
 """Drawing a code from its logits: temperature, top-k, top-p and min-p, in the graph and in float32."""
 
+import math
+
 import mlx.core as mx
 
 from csm_mlx.config import SamplingConfig
@@ -11,36 +13,40 @@ MIN_TEMPERATURE = 1e-6
 class Sampler:
     """A pure function of logits and noise: the same two give the same code, and nothing waits for the device.
 
-    Temperature comes first, as in Sesame's code and in transformers; the filters see the tempered distribution.
+    Temperature comes first, as in Sesame's code and in transformers: the filters see the tempered distribution. The
+    logits themselves stay as they are; it is the noise that is scaled, once for all codebooks of a frame.
     """
 
     def __init__(self, config: SamplingConfig):
         self.config = config
+        self._temperature = max(config.temperature, MIN_TEMPERATURE)
 
     def noise(self, key: mx.array, shape: tuple[int, ...]) -> mx.array | None:
-        """Gumbel noise for `__call__`, all that one frame needs in one draw; None when sampling is greedy."""
-        return None if self.config.temperature == 0 else mx.random.gumbel(shape, key=key)
+        """Scaled Gumbel noise for `__call__`, all that one frame needs in one draw; None when sampling is greedy."""
+        if self.config.temperature == 0:
+            return None
+        return mx.random.gumbel(shape, key=key) * self._temperature
 
     def __call__(self, logits: mx.array, noise: mx.array | None) -> mx.array:
-        """logits (B, V) and noise (B, V); ids (B,) int32. argmax(logits + Gumbel noise) is an exact draw."""
+        """logits (B, V) and noise (B, V); ids (B, 1) uint32. argmax(logits + Gumbel noise) is an exact draw."""
         if noise is None:
-            return mx.argmax(logits, axis=-1).astype(mx.int32)
-        return mx.argmax(self.filtered(logits) + noise, axis=-1).astype(mx.int32)
+            return mx.argmax(logits, axis=-1, keepdims=True)
+        return mx.argmax(self.filtered(logits) + noise, axis=-1, keepdims=True)
 
     def filtered(self, logits: mx.array) -> mx.array:
-        """Tempered logits (B, V) float32 with -inf where an id is out."""
-        c = self.config
-        logits = logits.astype(mx.float32) / max(c.temperature, MIN_TEMPERATURE)
-        if 0 < c.top_k < logits.shape[-1]:
-            threshold = mx.topk(logits, c.top_k, axis=-1).min(axis=-1, keepdims=True)
+        """Logits (B, V) as float32 with -inf where an id is out; not yet divided by the temperature."""
+        c, n = self.config, logits.shape[-1]
+        logits = logits.astype(mx.float32)
+        if 0 < c.top_k < n:
+            threshold = mx.partition(logits, n - c.top_k, axis=-1)[..., n - c.top_k : n - c.top_k + 1]
             logits = mx.where(logits < threshold, -mx.inf, logits)  # ids that tie with the k-th stay
         if c.top_p < 1:
             ordered = mx.sort(logits, axis=-1)[..., ::-1]
-            p = mx.softmax(ordered, axis=-1)
+            p = mx.softmax(ordered / self._temperature, axis=-1)
             kept = mx.cumsum(p, axis=-1) - p < c.top_p  # the mass before an id: the first one always stays
             threshold = mx.where(kept, ordered, mx.inf).min(axis=-1, keepdims=True)
             logits = mx.where(logits < threshold, -mx.inf, logits)
         if c.min_p > 0:
-            threshold = logits.max(axis=-1, keepdims=True) + mx.log(mx.array(c.min_p))
+            threshold = logits.max(axis=-1, keepdims=True) + self._temperature * math.log(c.min_p)
             logits = mx.where(logits < threshold, -mx.inf, logits)
         return logits

@@ -15,7 +15,7 @@ LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]], np.fl
 
 def probabilities(**options) -> np.ndarray:
     config = SamplingConfig(**{"temperature": 1.0, "top_k": 0, **options})
-    return np.array(mx.softmax(Sampler(config).filtered(mx.array(LOGITS)), axis=-1))
+    return np.array(mx.softmax(Sampler(config).filtered(mx.array(LOGITS)) / config.temperature, axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_draws_follow_the_distribution() -> None:
     n = 20000
     sampler = Sampler(SamplingConfig(temperature=1.0, top_k=3))
     logits = mx.broadcast_to(mx.array(LOGITS[:1]), (n, 4))
-    ids = np.array(sampler(logits, sampler.noise(mx.random.key(0), (n, 4))))
+    ids = np.array(sampler(logits, sampler.noise(mx.random.key(0), (n, 4))))[:, 0]
     frequencies = np.bincount(ids, minlength=4) / n
     assert frequencies == pytest.approx(np.array([0.5, 0.3, 0.15, 0]) / 0.95, abs=0.015)
 

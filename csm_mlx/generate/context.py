@@ -12,8 +12,10 @@ from csm_mlx.frames import TurnRows
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.nn import cache
 
-PREFILL_ROWS = 128
-"""Rows embedded and run at once: bounds the memory of a prefill, whose embeddings are K lookups a row."""
+PREFILL_ROWS = 256
+"""Rows run at once, for which the weights are read once: bounds the memory of a prefill."""
+EMBEDDED_ROWS = 32
+"""Rows embedded at once: a row of sound is the sum of K lookups."""
 GROWTH = 512
 """The cache grows by this many positions: short conversations attend over few."""
 
@@ -43,6 +45,7 @@ class Context:
     """
 
     def __init__(self, model: CsmModel):
+        model.prepare()
         self._model = model
         self._max_positions = model.config.max_positions
         self.restore(ContextSnapshot(model.backbone.make_state(1, model.dtype, GROWTH), (), 0))
@@ -135,9 +138,9 @@ class Context:
             self._feed_audio(rows.audio_rows()[n_cached:])
         self.turns = (*before, replace(held, rows=rows))
 
-    def evaluated(self) -> cache.CacheState:
-        """The state, for `mx.eval` beside what depends on it."""
-        return self._state
+    def evaluated(self) -> list[mx.array]:
+        """The state's arrays, for `mx.eval` beside what depends on them."""
+        return [*self._state["keys"], *self._state["values"]]
 
     def _append(self, rows: TurnRows, reference: bool) -> None:
         start = self.n_positions
@@ -185,8 +188,9 @@ class Context:
         hidden = mx.zeros((1, 1, self._model.config.backbone.dim), self._model.dtype)
         self._grow(rows.shape[1])
         for start in range(0, rows.shape[1], PREFILL_ROWS):
-            block = embed(rows[:, start : start + PREFILL_ROWS])
-            hidden, self._state = self._model.backbone(block, self._state)
+            end = min(start + PREFILL_ROWS, rows.shape[1])
+            parts = [embed(rows[:, i : min(i + EMBEDDED_ROWS, end)]) for i in range(start, end, EMBEDDED_ROWS)]
+            hidden, self._state = self._model.backbone(mx.concatenate(parts, axis=1), self._state)
             mx.eval(hidden, self._state)
         self.n_positions += rows.shape[1]
         return hidden[:, -1]

@@ -1,5 +1,7 @@
 """One frame: the loop over codebooks, which exists once."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from csm_mlx.models.csm import CsmModel
@@ -14,18 +16,21 @@ def sample_frame(model: CsmModel, hidden: mx.array, sampler: Sampler, key: mx.ar
 
     Returns codes (B, n_codebooks) int32, all below `codebook_size`: specials and padding are never drawn.
     """
-    config = model.config
-    batch, n_codebooks, n_codes = hidden.shape[0], config.n_codebooks, config.codebook_size
-    noise = sampler.noise(key, (n_codebooks, batch, n_codes))
-
-    def draw(logits: mx.array, codebook: int) -> mx.array:
-        return sampler(logits[:, :n_codes], None if noise is None else noise[codebook])
-
-    codes = [draw(model.codebook0_head(hidden), 0)]
-    state = model.depth_decoder.make_state(batch, hidden.dtype, n_codebooks)
-    x = mx.stack([hidden, model.embed_code(codes[0], 0)], axis=1)
+    n_codebooks, batch = model.config.n_codebooks, hidden.shape[0]
+    noise = _noise(sampler, key, (n_codebooks, batch, model.config.codebook_size))
+    codes = [sampler(model.code_logits(hidden, 0), noise[0])]
+    # The first call has two positions, the backbone's state and the first code.
+    x = mx.stack([model.depth_input(hidden), model.depth_code(codes[0], 0)], axis=1).reshape(2 * batch, -1)
+    state, n_steps = model.depth_decoder.make_state(batch, hidden.dtype, 0), 2
     for k in range(1, n_codebooks):
-        y, state = model.depth_decoder(model.depth_input(x), state)
-        codes.append(draw(model.audio_head[k - 1](y[:, -1]), k))
-        x = model.embed_code(codes[k], k)[:, None]
-    return mx.stack(codes, axis=1)
+        y, state = model.depth_decoder.rows(x, n_steps, state)
+        codes.append(sampler(model.code_logits(y if n_steps == 1 else y[1::2], k), noise[k]))
+        if k + 1 < n_codebooks:
+            x, n_steps = model.depth_code(codes[k], k), 1
+    return mx.concatenate(codes, axis=1).astype(mx.int32)
+
+
+def _noise(sampler: Sampler, key: mx.array, shape: tuple[int, int, int]) -> Sequence[mx.array | None]:
+    """One (B, V) per codebook."""
+    noise = sampler.noise(key, shape)
+    return [None] * shape[0] if noise is None else list(mx.split(noise.reshape(-1, shape[2]), shape[0]))

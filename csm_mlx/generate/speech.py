@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from csm_mlx.errors import ContextError, GenerationError
 from csm_mlx.frames import is_end
-from csm_mlx.generate.context import Context
+from csm_mlx.generate.context import Context, ContextSnapshot
 from csm_mlx.generate.frame import sample_frame
 from csm_mlx.generate.tail import Tail, is_silent
 from csm_mlx.models.csm import CsmModel
@@ -149,8 +150,9 @@ class Speech(Iterator[np.ndarray]):
             mx.eval(hidden)
             self._prefill_s = time.perf_counter() - started
             tail = Tail(self._codec.config.sample_rate_hz)
-            for pcm in self._frames(hidden, limit):
-                yield np.clip(tail.push(pcm), -1.0, 1.0)
+            with closing(self._frames(hidden, limit)) as frames:
+                for pcm in frames:
+                    yield np.clip(tail.push(pcm), -1.0, 1.0)
             yield np.clip(tail.finish(), -1.0, 1.0)
         finally:
             if self._stop is None:
@@ -174,45 +176,66 @@ class Speech(Iterator[np.ndarray]):
         return min(limit, self._context.free_positions - n_text - 1)
 
     def _frames(self, hidden: mx.array, limit: int) -> Generator[np.ndarray, None, None]:
-        """Decoded frames (frame_size,) until the end frame, a guard or the limit; sets `_codes` and `_stop`."""
+        """Decoded frames (frame_size,) until the end frame, a guard or the limit; sets `_codes` and `_stop`.
+
+        While the device computes a frame and its sound, Python builds the graph of the next one, before it knows that
+        there is one. It is queued once the sound is handed out: MLX lets Python wait in `async_eval` until but ten
+        command buffers are left, and the sound would wait with it. A graph that is not queued costs nothing.
+        """
         n_silent = n_repeats = 0
         codec_state = None
-        while True:
-            frame, codes = self._draw(hidden)
-            if is_end(frame):
-                self._stop = "end"
-                return
-            n_repeats = n_repeats + 1 if self._codes and np.array_equal(frame, self._codes[-1]) else 0
-            self._codes.append(frame)
-            decoded, codec_state = self._codec.decode(codes[:, None], codec_state)
-            last = len(self._codes) >= limit
-            if not last:
-                hidden = self._context.step(codes)
-            mx.eval(decoded, codec_state, hidden, self._context.evaluated())
-            pcm = np.array(decoded[0, :, 0], dtype=np.float32)
-            n_silent = n_silent + 1 if is_silent(pcm) else 0
-            yield pcm
-            if n_repeats >= MAX_REPEATS:
-                self._drop("repeat", n_repeats)
-                return
-            if n_silent * self._codec.config.frame_size >= MAX_SILENCE_S * self._codec.config.sample_rate_hz:
-                self._drop("silence", n_silent - 1)
-                return
-            if last:
-                self._stop = "length"
-                return
+        codes = self._first(hidden)
+        before: ContextSnapshot | None = None
+        try:
+            while True:
+                decoded, codec_state = self._codec.decode(codes[:, None], codec_state)
+                mx.async_eval(decoded, codec_state)
+                before, last = self._context.snapshot(), len(self._codes) + 1 >= limit
+                following = None if last else self._built(self._context.step(codes))
+                frame = np.array(codes)[0]
+                if is_end(frame):
+                    self._stop = "end"
+                    return
+                n_repeats = n_repeats + 1 if self._codes and np.array_equal(frame, self._codes[-1]) else 0
+                self._codes.append(frame)
+                pcm = np.array(decoded, dtype=np.float32)[0, :, 0]
+                n_silent = n_silent + 1 if is_silent(pcm) else 0
+                yield pcm
+                if n_repeats >= MAX_REPEATS:
+                    self._drop("repeat", n_repeats)
+                    return
+                if n_silent * self._codec.config.frame_size >= MAX_SILENCE_S * self._codec.config.sample_rate_hz:
+                    self._drop("silence", n_silent - 1)
+                    return
+                if following is None:
+                    self._stop = "length"
+                    return
+                before = None  # else what the next frame writes into the cache would be written into a copy
+                codes = self._queued(*following)
+        finally:
+            if before is not None:
+                self._context.restore(before)
 
-    def _draw(self, hidden: mx.array) -> tuple[np.ndarray, mx.array]:
-        """The next frame, (n_codebooks,) on the host and (1, n_codebooks) in the graph."""
-        n_tries = 1 if self._codes or self._sampler.config.temperature == 0 else 1 + N_RETRIES
+    def _built(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
+        """The frame that `hidden` predicts, (1, n_codebooks), and the key after it: a graph."""
+        key, own = mx.random.split(self._key)
+        return sample_frame(self._model, hidden, self._sampler, own), key
+
+    def _queued(self, codes: mx.array, key: mx.array) -> mx.array:
+        """What `_built` returned, on its way; the codes."""
+        self._key = key
+        # The key too: greedy sampling asks for none, and splits would pile up.
+        mx.async_eval(codes, key, self._context.evaluated())
+        return codes
+
+    def _first(self, hidden: mx.array) -> mx.array:
+        """The first frame, (1, n_codebooks), computed; tried again where it is an end frame."""
+        n_tries = 1 if self._sampler.config.temperature == 0 else 1 + N_RETRIES
         for attempt in range(n_tries):
-            self._key, key = mx.random.split(self._key)
-            codes = sample_frame(self._model, hidden, self._sampler, key)
-            mx.eval(codes, self._key)  # the key too: greedy sampling asks for none, and splits would pile up
-            frame = np.array(codes[0])
-            if self._codes or not is_end(frame):
-                self._n_retries += attempt
-                return frame, codes
+            codes = self._queued(*self._built(hidden))
+            if not is_end(np.array(codes)[0]):
+                self._n_retries = attempt
+                return codes
         raise GenerationError(
             f"the model ended its turn before the first frame of {self._text!r:.60}, in {n_tries} of {n_tries} tries; "
             "try another seed, a temperature above 0, or a voice with a longer reference"

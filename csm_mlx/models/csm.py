@@ -8,9 +8,16 @@ a function of arrays: prompts are made in `csm_mlx/frames.py`, codes are drawn i
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from csm_mlx.config import CsmConfig
+from csm_mlx.nn.linear import Product
 from csm_mlx.nn.transformer import Transformer
+
+CODE_TABLE_SHARE = 0.05
+CODE_TABLE_BYTES = 64_000_000
+"""The codes' embeddings as the depth decoder takes them are made ahead where they are no more than that share of the
+weights, or than so many bytes."""
 
 
 class CsmModel(nn.Module):
@@ -27,6 +34,17 @@ class CsmModel(nn.Module):
         self.codebook0_head = nn.Linear(dim, rows, bias=False)
         self.audio_head = [nn.Linear(depth_dim, rows, bias=False) for _ in range(config.n_codebooks - 1)]
         self._config = config
+        first = Product("codebook0_head", n_rows=config.codebook_size)
+        self._logits = [first, *(Product(k, n_rows=config.codebook_size) for k in range(config.n_codebooks - 1))]
+        self._codes = CodeTable()
+
+    def prepare(self) -> None:
+        """Makes the weights ready to speak with, to be called again when they have changed; their names stay."""
+        self.backbone.prepare()
+        self.depth_decoder.prepare()
+        for codebook, logits in enumerate(self._logits):
+            logits.prepare(self["audio_head"] if codebook else self)
+        self._codes.prepare(self)
 
     @property
     def config(self) -> CsmConfig:
@@ -54,6 +72,18 @@ class CsmModel(nn.Module):
         """A backbone state or a code's embedding (…, dim), as the depth decoder takes it: (…, depth dim)."""
         return self.projection(embedding)
 
+    def depth_code(self, codes: mx.array, codebook: int) -> mx.array:
+        """Codes of one codebook (B, 1), as the depth decoder takes them: (B, depth dim)."""
+        table = self._codes.of(self, codebook)
+        if table is not None:
+            return table[codes.reshape(-1)]
+        return self.depth_input(self.embed_code(codes.reshape(-1), codebook))
+
+    def code_logits(self, x: mx.array, codebook: int) -> mx.array:
+        """Logits (B, codebook_size) of one codebook, from the backbone's state for the first (B, dim), from the depth
+        decoder's for the others (B, depth dim)."""
+        return self._logits[codebook](self["audio_head"] if codebook else self, x)
+
     def frame_logits(self, hidden: mx.array, codes: mx.array) -> mx.array:
         """Teacher-forced logits of whole frames.
 
@@ -67,3 +97,37 @@ class CsmModel(nn.Module):
         y, _ = self.depth_decoder(x, self.depth_decoder.make_state(x.shape[0], x.dtype, n_codebooks))
         logits = [self.codebook0_head(hidden)] + [head(y[:, k + 1]) for k, head in enumerate(self.audio_head)]
         return mx.stack(logits, axis=1)[..., : self.config.audio_vocab_size].astype(mx.float32)
+
+
+class CodeTable:
+    """Every code's embedding as the depth decoder takes it; derived from the model, and no parameter of it."""
+
+    def __init__(self) -> None:
+        self._made_of: tuple[mx.array, mx.array] | None = None
+        self._tables: list[mx.array] = []
+
+    def prepare(self, model: CsmModel) -> None:
+        """Makes the tables where they are small beside the weights and the layers behind them plain."""
+        if self._is_current(model):
+            return
+        self._made_of, self._tables = None, []
+        config, weight = model.config, model.projection.get("weight")
+        n_bytes = config.n_codebooks * config.audio_vocab_size * config.depth.dim * model.dtype.size
+        n_all = sum(p.nbytes for _, p in tree_flatten(model.parameters()) if isinstance(p, mx.array))
+        if weight is None or n_bytes > max(CODE_TABLE_BYTES, CODE_TABLE_SHARE * n_all):
+            return
+        for codebook in range(config.n_codebooks - 1):
+            table = model.depth_input(model.embed_code(mx.arange(config.codebook_size), codebook))
+            mx.eval(table)
+            self._tables.append(table)
+        self._made_of = (model.audio_embeddings["weight"], weight)
+
+    def _is_current(self, model: CsmModel) -> bool:
+        if self._made_of is None:
+            return False
+        embeddings, projection = self._made_of
+        return model["audio_embeddings"]["weight"] is embeddings and model["projection"].get("weight") is projection
+
+    def of(self, model: CsmModel, codebook: int) -> mx.array | None:
+        """One codebook's table (codebook_size, depth dim); None where the model has to compute it."""
+        return self._tables[codebook] if self._is_current(model) else None

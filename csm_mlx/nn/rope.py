@@ -1,6 +1,7 @@
 """Rotary positions: the frequency curve, and the rotation of interleaved pairs."""
 
 import math
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -28,8 +29,27 @@ class Rope:
 
     def __init__(self, head_dim: int, base: float, scaling: Llama3Rope | None = None):
         self.head_dim = head_dim
-        self.periods = mx.array(rope_periods(head_dim, base, scaling).astype(np.float32))
+        self._periods = rope_periods(head_dim, base, scaling).astype(np.float32)
+        self.periods = mx.array(self._periods)
+        self.turns = lru_cache(maxsize=64)(self._turns)  # a depth decoder comes back to the same few positions
 
-    def __call__(self, x: mx.array, offset: mx.array) -> mx.array:
-        """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is () int32."""
+    def __call__(self, x: mx.array, offset: mx.array | int) -> mx.array:
+        """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is an int or () int32."""
         return mx.fast.rope(x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods)
+
+    def _turns(self, position: int, n_turned: int, n_kept: int) -> mx.array:
+        """One position's heads as complex factors of their pairs, for `turned`; those of the last `n_kept` are 1.
+
+        (1, (n_turned + n_kept) * head_dim / 2) complex64.
+        """
+        angles = np.float32(position) * (np.float32(1) / self._periods)
+        ones = np.ones(n_kept * self.head_dim // 2, np.complex64)
+        return mx.array(np.concatenate([np.tile(np.exp(1j * angles).astype(np.complex64), n_turned), ones])[None])
+
+
+def turned(x: mx.array, turns: mx.array) -> mx.array:
+    """x (B, n) float32 with each of its pairs turned as `turns` (1, n / 2) says.
+
+    Two views and a product where `mx.fast.rope` takes thirty primitives on a CPU; views have no gradient.
+    """
+    return (x.view(mx.complex64) * turns).view(mx.float32)

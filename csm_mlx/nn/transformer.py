@@ -6,7 +6,8 @@ import mlx.nn as nn
 from csm_mlx.config import TransformerConfig
 from csm_mlx.nn import cache
 from csm_mlx.nn.cache import CacheState, Step
-from csm_mlx.nn.rope import Rope
+from csm_mlx.nn.linear import Product
+from csm_mlx.nn.rope import Rope, turned
 
 BLOCK = 256
 """Positions attended at once: bounds the memory of scores and masks, and sizes the ring of windowed attention."""
@@ -27,18 +28,34 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
-        self._rope = rope
+        self._rope, self._scale = rope, config.head_dim**-0.5
+        self._qkv, self._o = Product("q_proj", "k_proj", "v_proj"), Product("o_proj")
 
-    def _heads(self, x: mx.array, n_heads: int) -> mx.array:
-        return x.reshape(*x.shape[:2], n_heads, self.head_dim).swapaxes(1, 2)
+    def prepare(self) -> None:
+        """See `Transformer.prepare`."""
+        self._qkv.prepare(self)
+        self._o.prepare(self)
 
-    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, at: Step) -> tuple[mx.array, mx.array, mx.array]:
-        queries = self._rope(self._heads(self.q_proj(x), self.n_heads), at.offset)
-        new_keys = self._rope(self._heads(self.k_proj(x), self.n_kv_heads), at.offset)
-        keys = cache.write(keys, new_keys, at.slots)
-        values = cache.write(values, self._heads(self.v_proj(x), self.n_kv_heads), at.slots)
-        y = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.head_dim**-0.5, mask=at.mask)
-        return self.o_proj(y.swapaxes(1, 2).reshape(*x.shape[:2], -1)), keys, values
+    def __call__(
+        self, x: mx.array, keys: mx.array, values: mx.array, at: Step, onto: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Rows x (B * T, dim), a layer's cache and its step; the rows (added to `onto` if given) and the cache."""
+        n_rows, n_turned = x.shape[0], self.n_heads + self.n_kv_heads
+        x = self._qkv(self, x)
+        if at.turns is not None:
+            x = turned(x, at.turns).reshape(n_rows, -1, 1, self.head_dim)
+            queries, new_keys, new_values = mx.split(x, (self.n_heads, n_turned), axis=1)
+        else:
+            x = x.reshape(n_rows // at.n_steps, at.n_steps, -1, self.head_dim).swapaxes(1, 2)
+            x, new_values = mx.split(x, (n_turned,), axis=1)
+            queries, new_keys = mx.split(self._rope(x, at.offset), (self.n_heads,), axis=1)
+        keys, seen_keys = cache.write(keys, new_keys, at)
+        values, seen_values = cache.write(values, new_values, at)
+        if at.mask is None:  # all see all: the queries of a group are rows of one head
+            queries = queries.reshape(n_rows, self.n_kv_heads, -1, self.head_dim)
+        y = mx.fast.scaled_dot_product_attention(queries, seen_keys, seen_values, scale=self._scale, mask=at.mask)
+        y = (y if at.mask is None else y.swapaxes(1, 2)).reshape(n_rows, -1)
+        return self._o(self, y, onto), keys, values
 
 
 class SwiGLU(nn.Module):
@@ -47,9 +64,16 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self._gate_up, self._down = Product("gate_proj", "up_proj"), Product("down_proj")
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+    def prepare(self) -> None:
+        """See `Transformer.prepare`."""
+        self._gate_up.prepare(self)
+        self._down.prepare(self)
+
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        gate, up = mx.split(self._gate_up(self, x), 2, axis=-1)
+        return self._down(self, gate * mx.sigmoid(gate) * up, onto)
 
 
 class GeluMLP(nn.Module):
@@ -57,9 +81,16 @@ class GeluMLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self._up, self._down = Product("up_proj"), Product("down_proj")
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.gelu(self.up_proj(x)))  # erf, not the tanh approximation, as Mimi was trained
+    def prepare(self) -> None:
+        """See `Transformer.prepare`."""
+        self._up.prepare(self)
+        self._down.prepare(self)
+
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        x = nn.gelu(self._up(self, x))  # erf, not the tanh approximation, as Mimi was trained
+        return self._down(self, x, onto)
 
 
 class Block(nn.Module):
@@ -77,10 +108,14 @@ class Block(nn.Module):
             self.mlp_scale = mx.full((config.dim,), 0.01)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, at: Step) -> tuple[mx.array, mx.array, mx.array]:
-        y, keys, values = self.self_attn(self.input_layernorm(x), keys, values, at)
-        x = x + (y * self.attention_scale if self._layer_scale else y)
-        y = self.mlp(self.post_attention_layernorm(x))
-        return x + (y * self.mlp_scale if self._layer_scale else y), keys, values
+        """Rows x (B * T, dim), this layer's cache and its step; the rows and the cache after it."""
+        attention, mlp = self["self_attn"], self["mlp"]
+        if not self._layer_scale:
+            x, keys, values = attention(self["input_layernorm"](x), keys, values, at, x)
+            return mlp(self["post_attention_layernorm"](x), x), keys, values
+        y, keys, values = attention(self["input_layernorm"](x), keys, values, at)
+        x = x + y * self.attention_scale
+        return x + mlp(self["post_attention_layernorm"](x)) * self.mlp_scale, keys, values
 
 
 class Transformer(nn.Module):
@@ -92,10 +127,17 @@ class Transformer(nn.Module):
         self.layers = [Block(config, rope) for _ in range(config.n_layers)]
         if config.final_norm:
             self.norm = _norm(config)
-        self._config = config
+        self._config, self._rope = config, rope
+
+    def prepare(self) -> None:
+        """Makes the weights ready to be read in few large products (`Product`); costs no memory, changes no name."""
+        for layer in self.layers:
+            layer.self_attn.prepare()
+            layer.mlp.prepare()
 
     def make_state(self, batch: int, dtype: mx.Dtype, n_positions: int | None = None) -> CacheState:
-        """A fresh state with room for `n_positions`; windowed attention needs none: its ring never fills up."""
+        """A fresh state with room for `n_positions`, 0 for one that grows with each call; windowed attention needs no
+        number: its ring never fills up."""
         c = self._config
         if n_positions is None:
             if c.window is None:
@@ -103,26 +145,36 @@ class Transformer(nn.Module):
                     "attention without a window needs n_positions, the number of positions to make room for"
                 )
             n_positions = c.window + BLOCK - 1
-        return cache.make_cache(batch, c.n_layers, c.n_kv_heads, n_positions, c.head_dim, dtype)
+        ring = c.window is not None
+        return cache.make_cache(batch, c.n_layers, c.n_kv_heads, n_positions, c.head_dim, dtype, ring=ring)
 
     def __call__(self, x: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
         """x (B, T, dim) at the positions that follow `state`; (B, T, dim) and the state after them.
 
-        The caller sees to it that a cache without a window has T free positions: an offset in the graph cannot be
-        checked without waiting for it.
+        The caller sees to it that a cache without a window has T free positions, or none at all, and grows.
         """
-        n_slots = cache.capacity(state)
-        window = self._config.window
+        batch, n_steps, dim = x.shape
+        n_slots, window = cache.capacity(state), self._config.window
         block = BLOCK if window is None else min(BLOCK, n_slots - window + 1)
-        outputs, keys, values, offset = [], list(state["keys"]), list(state["values"]), state["offset"]
-        for start in range(0, x.shape[1], block):
-            h = x[:, start : start + block]
-            at = cache.step(offset, h.shape[1], n_slots, window)
-            for i, layer in enumerate(self.layers):
-                h, keys[i], values[i] = layer(h, keys[i], values[i], at)
-            outputs.append(h)
-            offset = offset + h.shape[1]
-        y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
-        if self._config.final_norm:
-            y = self.norm(y)
-        return y, {"offset": offset, "keys": keys, "values": values}
+        outputs = []
+        for start in range(0, n_steps, block):
+            h = x[:, start : start + block] if n_steps > block else x
+            n = h.shape[1]
+            h, state = self.rows(h.reshape(batch * n, dim), n, state)
+            outputs.append(h.reshape(batch, n, dim))
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1), state
+
+    def rows(self, x: mx.array, n_steps: int, state: CacheState) -> tuple[mx.array, CacheState]:
+        """`__call__` for rows x (B * T, dim), those of a sequence together, of at most `BLOCK` positions."""
+        c, offset = self._config, state["offset"]
+        at = cache.step(offset, n_steps, cache.capacity(state), c.window)
+        if n_steps == 1 and isinstance(offset, int) and x.dtype == mx.float32:
+            at = at._replace(turns=self._rope.turns(offset, c.n_heads + c.n_kv_heads, c.n_kv_heads))
+        keys, values = [], []
+        for layer, old_keys, old_values in zip(self["layers"], state["keys"], state["values"], strict=True):
+            x, new_keys, new_values = layer(x, old_keys, old_values, at)
+            keys.append(new_keys)
+            values.append(new_values)
+        if c.final_norm:
+            x = self["norm"](x)
+        return x, {"offset": offset + n_steps, "keys": keys, "values": values}

@@ -162,6 +162,7 @@ def test_an_interrupted_prefill_leaves_nothing_behind(csm: Csm, n_blocks: int, m
         lambda: next(session.speak("x" * 150)),
     ):
         with monkeypatch.context() as patched:
+            patched.setattr("csm_mlx.generate.context.PREFILL_ROWS", 128)
             interrupt_after(n_blocks, patched)
             with pytest.raises(KeyboardInterrupt):
                 tell()

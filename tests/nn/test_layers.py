@@ -117,8 +117,8 @@ def test_attention_by_the_textbook(window: int | None) -> None:
     x = mx.random.normal((1, 40, 64))
     state = transformer.make_state(1, mx.float32, None if window else 40)
     at = cache.step(state["offset"], 40, cache.capacity(state), window)
-    y, _, _ = transformer.layers[0].self_attn(x, state["keys"][0], state["values"][0], at)
-    assert np.abs(np.array(y[0]) - naive_attention(transformer, np.array(x[0], np.float64), window)).max() < 1e-5
+    y, _, _ = transformer.layers[0].self_attn(x[0], state["keys"][0], state["values"][0], at)
+    assert np.abs(np.array(y) - naive_attention(transformer, np.array(x[0], np.float64), window)).max() < 1e-5
 
 
 def test_a_rewound_cache_forgets_what_came_after() -> None:

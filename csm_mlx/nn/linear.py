@@ -1,0 +1,79 @@
+"""Linear layers that read the same input, as one product."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+_ARRAYS = ("weight", "scales", "biases")
+
+
+class Product:
+    """The outputs of an owner's bias-free linear layers side by side, (N, dim) to (N, their rows).
+
+    `prepare` lays the layers' weights out one behind the other and makes their own arrays slices of that: memory
+    holds them once, under their own names, and they are read in one go. Where a layer has been replaced or given
+    another weight since (training, adapters, `update`), each computes for itself until it is prepared again.
+    """
+
+    __slots__ = ("_made_of", "_n_rows", "_names", "_options", "_weights")
+
+    def __init__(self, *names: str | int, n_rows: int | None = None):
+        """names: of the layers in their owner. n_rows: how many of a single layer's rows are asked for; else all."""
+        self._names, self._n_rows = names, n_rows
+        self._made_of: list[tuple[str | int, str, mx.array]] = []
+        self._weights: list[mx.array] = []
+        self._options: dict[str, Any] = {}
+
+    def prepare(self, owner: Any) -> None:
+        """Lays the weights out, if they are not and the layers are of one plain kind."""
+        if self._made_of and all(owner[name].get(key) is array for name, key, array in self._made_of):
+            return
+        self._made_of, self._weights = [], []
+        layers = [owner[name] for name in self._names]
+        options = _options(layers[0])
+        if options is None or any(_options(layer) != options for layer in layers):
+            return
+        wholes = [_joined(layers, name)[: self._n_rows] for name in _ARRAYS if name in layers[0]]
+        self._weights = wholes if options else [wholes[0].T]
+        self._options = options
+        mx.eval(self._weights)
+        self._made_of = [(name, key, owner[name][key]) for name in self._names for key in _ARRAYS if key in owner[name]]
+
+    def __call__(self, owner: Any, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """The outputs for x (N, dim), added to `onto` if given."""
+        for name, key, array in self._made_of:
+            if owner[name].get(key) is not array:
+                self._made_of, self._weights = [], []
+                break
+        if not self._weights:
+            ys = [owner[name](x) for name in self._names]
+            y = ys[0][..., : self._n_rows] if len(ys) == 1 else mx.concatenate(ys, axis=-1)
+        elif self._options:
+            weight, scales, *biases = self._weights  # mxfp4 and its like have no biases
+            y = mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, **self._options)
+        elif onto is None:
+            return mx.matmul(x, self._weights[0])
+        else:
+            return mx.addmm(onto, x, self._weights[0])
+        return y if onto is None else onto + y
+
+
+def _options(layer: nn.Module) -> dict[str, Any] | None:
+    """The numbers of a quantized layer, none for a float one; None for a layer that is neither."""
+    if type(layer) is nn.QuantizedLinear and "bias" not in layer:
+        return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return {} if type(layer) is nn.Linear and "bias" not in layer else None
+
+
+def _joined(layers: list[nn.Module], name: str) -> mx.array:
+    """One array of the layers one behind the other, of which their own ones become slices."""
+    if len(layers) == 1:
+        return layers[0][name]
+    whole, start = mx.concatenate([layer[name] for layer in layers]), 0
+    mx.eval(whole)
+    for layer in layers:
+        end = start + layer[name].shape[0]
+        layer[name], start = whole[start:end], end
+        mx.eval(layer[name])
+    return whole
