@@ -58,7 +58,7 @@ def mel_distance(a: np.ndarray, b: np.ndarray, sample_rate_hz: int) -> float:
 
 
 def pitch_hz(pcm: np.ndarray, sample_rate_hz: int) -> float | None:
-    """Median fundamental frequency of the voiced pieces of 80 ms, by autocorrelation, 70 to 350 Hz; None without any."""
+    """Median fundamental frequency of the voiced pieces of 80 ms, by autocorrelation, 70 to 350 Hz; None if none is."""
     window, hop = round(_PITCH_WINDOW_S * sample_rate_hz), round(_PITCH_HOP_S * sample_rate_hz)
     if len(pcm) < window:
         return None

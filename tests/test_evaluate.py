@@ -10,7 +10,7 @@ import csm_mlx
 from csm_mlx.audio import read_audio
 from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import ConfigError, CsmError
-from csm_mlx.evaluate import Evaluation, Utterance, _compare, evaluate, plot
+from csm_mlx.evaluate import Evaluation, Utterance, compare, evaluate, plot
 from csm_mlx.recognize import Whisper
 
 CLIP = Path(__file__).parent / "data" / "harbour.flac"
@@ -29,7 +29,7 @@ def utterance(n_words: int, n_wrong: int, **changes) -> Utterance:
 
 def test_whisper_hears_real_speech(whisper: Whisper) -> None:
     heard = whisper.transcribe(read_audio(CLIP, 24_000), 24_000)
-    assert _compare("The harbour was quiet when the ferry came in.", heard) == (9, 0, False)
+    assert compare("The harbour was quiet when the ferry came in.", heard) == (9, 0, False)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_whisper_hears_real_speech(whisper: Whisper) -> None:
     ],
 )
 def test_words_are_compared_as_they_sound(text: str, heard: str, expected: tuple[int, int, bool]) -> None:
-    assert _compare(text, heard) == expected
+    assert compare(text, heard) == expected
 
 
 def test_rates_are_over_all_words() -> None:

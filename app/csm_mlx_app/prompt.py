@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import csm_mlx
     from csm_mlx.voices import Voice, VoiceStore
 
-_EXAMPLE = 'such as {"speaker": 1, "text": "Hi!", "audio": "hi.wav"}'
+_EXAMPLE = '{"speaker": 1, "text": "Hi!", "audio": "hi.wav"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +28,24 @@ class TurnFile:
 def read_turns(path: Path, flag: str) -> list[TurnFile]:
     """The turns of a JSON-lines file; paths in it are relative to it. A `CsmError` lists all that is wrong, by line."""
     from csm_mlx.errors import CsmError
+    from csm_mlx.jsonl import read_json_lines
 
     options.existing_file(path, flag)
     turns, problems = [], []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise CsmError(f"{path} is no UTF-8 text; expected JSON lines, {_EXAMPLE}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        turn = _read_turn(line, path.parent)
+    for number, data in read_json_lines(path, _EXAMPLE, CsmError):
+        turn = [data] if isinstance(data, str) else _read_turn(data, path.parent)
         if isinstance(turn, TurnFile):
             turns.append(turn)
         else:
             problems += [f"{path}:{number}: {problem}" for problem in turn]
     if not turns and not problems:
-        problems = [f"{path}: no turns in it; expected lines {_EXAMPLE}"]
+        problems = [f"{path}: no turns in it; expected lines such as {_EXAMPLE}"]
     if problems:
         raise CsmError("\n".join(problems))
     return turns
 
 
-def _read_turn(line: str, folder: Path) -> TurnFile | list[str]:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        return [f"no JSON ({error}); expected one object per line"]
-    if not isinstance(data, dict):
-        return [f"{line.strip():.40} is no object; expected one with speaker, text and audio"]
+def _read_turn(data: dict[str, Any], folder: Path) -> TurnFile | list[str]:
     problems = [
         f"unknown field {name!r}; known are speaker, text, audio"
         for name in data

@@ -32,7 +32,7 @@ from csm_mlx.train import (
     train,
     training_folder,
 )
-from csm_mlx.train.output import require_room
+from csm_mlx.train.output import require_base, require_room
 from csm_mlx_app import console, loading, machine, options, places
 from csm_mlx_app.curves import Curves
 
@@ -102,6 +102,8 @@ class Training:
         if place is not None and self.talks:
             require_room(place.out, resume=place.resume, force=place.force)
         self._csm = loading.load(model)
+        if place is not None and self.talks:
+            require_base(place.out, self._csm, config, self._source)
         n_codebooks = self._csm.config.csm.n_codebooks
         self._curves = (
             Curves(place.out, place.plot, n_codebooks, resumed=place.resume) if place and self.talks else None
@@ -313,7 +315,7 @@ def _interruption(talks: bool) -> Iterator[Callable[[], int | None]]:
         came.append(number)
         if talks:
             first = "stopping after this step, and saving; once more to stop at once"
-            console.talk(first if len(came) == 1 else "stopped at once: --resume goes on from the last save")
+            console.talk(first if len(came) == 1 else "stopped at once; --resume goes on from the last save, if any")
         if len(came) > 1:
             raise KeyboardInterrupt
 

@@ -176,7 +176,6 @@ class Batch:
     """(n_own,) int32: the position, in B * T, from which each of them is predicted."""
     chosen: mx.array
     """(n_chosen,) int32: which of those are learnt to the last codebook."""
-    wheres: tuple[str, ...]
 
     @property
     def n_own(self) -> int:
@@ -219,7 +218,6 @@ def make_batch(examples: Sequence[EncodedExample], chosen: Sequence[np.ndarray])
         own=_ids(own),
         before=_ids(before),
         chosen=_ids(picked),
-        wheres=tuple(example.where for example in examples),
     )
 
 

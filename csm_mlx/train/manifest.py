@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from csm_mlx.config import Strict
 from csm_mlx.errors import AudioError, ConfigError, ManifestError
 from csm_mlx.frames import check_speaker, text_ids
 from csm_mlx.generate.session import Csm
+from csm_mlx.jsonl import read_json_lines
 
 MAX_PROBLEMS = 50
 """Those that an error lists; the others are counted."""
@@ -135,15 +135,8 @@ def read_manifest(
     """
     path = Path(path)
     reader = _Reader(path, csm, speakers, (min_s, max_s), max_rows, resample)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror}; expected lines such as {_EXAMPLE}") from None
-    except UnicodeDecodeError:
-        raise ManifestError(f"{path} is no UTF-8 text; expected lines such as {_EXAMPLE}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            reader.read_line(number, line)
+    for number, data in read_json_lines(path, _EXAMPLE, ManifestError):
+        reader.read_line(number, data)
     problems = reader.problems
     if len(problems) > MAX_PROBLEMS:
         problems = [*problems[:MAX_PROBLEMS], f"{path}: {len(problems) - MAX_PROBLEMS} more problems like these"]
@@ -193,19 +186,16 @@ class _Reader:
         self._clips: dict[Path, Clip | str] = {}
         self._seen: dict[tuple[int, str, str], int] = {}
 
-    def read_line(self, number: int, line: str) -> None:
+    def read_line(self, number: int, data: dict[str, Any] | str) -> None:
+        """data: the line's object, or what is wrong with it."""
         where, n_before = f"{self.path}:{number}", len(self.problems)
-        try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            self.problems.append(f"{where}: no JSON ({error}); expected one object per line, {_EXAMPLE}")
+        if isinstance(data, str):
+            self._note(where, data)
             return
         try:
             _Line.from_dict(data, f"{where}: turn")
         except ConfigError as error:
             self.problems.append(str(error))
-        if not isinstance(data, dict):
-            return
         context = data.get("context")
         items = [*(context if isinstance(context, list) else []), data]
         turns = [self._turn(item, where) for item in items if isinstance(item, dict)]
@@ -262,6 +252,8 @@ class _Reader:
                 self._clips[path] = self._read_clip(path)
             except AudioError as error:
                 self._clips[path] = str(error)
+            except OSError as error:  # a name too long, a folder that may not be entered
+                self._clips[path] = f"cannot read {path!s:.80}: {error.strerror}; expected the path of a clip"
         return self._clips[path]
 
     def _read_clip(self, path: Path) -> Clip | str:

@@ -33,18 +33,23 @@ def require_base(out: Path, csm: Csm, config: TrainConfig, base: str | Path) -> 
 
 
 def begin(out: Path, state: TrainState) -> None:
-    """Removes an earlier training's state, which would be resumed in place of this one, and looks at the disk.
+    """Removes an earlier training's state, which would be resumed in place of this one.
 
-    `CheckpointError` where it lacks the space for what is saved, twice: the old stays until the new is whole.
+    `CheckpointError`, and nothing is removed, where the place cannot be written to or its disk lacks the space for
+    what is saved, twice: the old stays until the new is whole.
     """
     path = state_path(out)
+    n_bytes = sum(array.nbytes for array in state.arrays().values())
+    n_weights = sum(array.nbytes for array in state.weights.values())
+    freed = path.stat().st_size if path.is_file() else 0
+    require_space(path.parent, 2 * (n_bytes + n_weights) - freed)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.part").touch()  # as the saves will be, so that a place that refuses is told now
+        path.with_name(f".{path.name}.part").unlink()
         path.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
-    n_bytes = sum(array.nbytes for array in state.arrays().values())
-    n_weights = sum(array.nbytes for array in state.weights.values())
-    require_space(path.parent, 2 * (n_bytes + n_weights))
 
 
 def write(out: Path, csm: Csm, config: TrainConfig, base: str | Path, summary: dict[str, Any]) -> None:

@@ -21,6 +21,12 @@ Stop = Literal["done", "patience", "interrupted"]
 _METADATA = "training"
 _VERSION = 1
 _AGAIN = "start anew with --force"
+HASHES = {
+    "examples": "the examples are others",
+    "validation": "the examples to validate with are others",
+    "base model": "the base model is another",
+}
+"""Of `TrainState.identity`: fields whose value tells people nothing, and what to say when they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class TrainState:
     """All that a training knows; going on from it equals never having stopped."""
 
     identity: dict[str, Any]
-    """What must be the same to go on: configuration, data and base model, flat, by name."""
+    """What must be the same to go on: configuration, data and base model, by name."""
     weights: dict[str, mx.array]
     """Float32, by name, as are the optimizer's moments `m` and `v`."""
     m: dict[str, mx.array]
@@ -139,12 +145,22 @@ def read_curve(out: str | Path) -> tuple[CurvePoint, ...]:
 
 def require_same(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
     """`TrainingError` names the fields in which a training to resume differs from what was asked for."""
-    differing = [
-        f"{name} is {given.get(name)!r}, it had {saved.get(name)!r}"
-        for name in dict.fromkeys([*given, *saved])
-        if name not in NEUTRAL and given.get(name) != saved.get(name)
-    ]
-    if differing:
+    if differing := _differences(saved, given):
         raise TrainingError(
             f"cannot resume the training of {path.parent}: {'; '.join(differing)}; give the same, or {_AGAIN}"
         )
+
+
+def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    told = []
+    for name in dict.fromkeys([*given, *saved]):
+        then, now = saved.get(name), given.get(name)
+        if name in NEUTRAL or then == now:
+            continue
+        if name in HASHES:
+            told.append(HASHES[name])
+        elif isinstance(then, dict) and isinstance(now, dict):
+            told += _differences(then, now)
+        else:
+            told.append(f"{name} is {now!r}, it had {then!r}")
+    return told

@@ -137,7 +137,7 @@ def train(
         best_step=state.best_step,
         best=state.best,
         curve=tuple(state.curve),
-        peak_bytes=mx.get_peak_memory(),
+        peak_bytes=max(mx.get_peak_memory(), mx.get_active_memory()),
     )
 
 
@@ -292,7 +292,7 @@ class _Trainer:
         if not np.isfinite(losses.total) or not np.isfinite(grad_norm):
             what = f"loss is {losses.total}" if not np.isfinite(losses.total) else f"gradient's norm is {grad_norm}"
             raise TrainingError(
-                f"at step {state.step + 1} the {what}, with the examples {', '.join(bad)}; the state before it is "
+                f"at step {state.step + 1} the {what}, with the examples {self._names(bad)}; the state before it is "
                 "saved: look at these clips, or start anew with a lower learning rate"
             )
         rate = config.learning_rate_at(state.step, self.total_steps)
@@ -335,8 +335,8 @@ class _Trainer:
 
     def _gradients(
         self, batches: list[Batch], n_frames: int, n_chosen: int
-    ) -> tuple[dict[str, mx.array], mx.array, tuple[str, ...]]:
-        """(gradients, summed losses) of all ranks' batches, and which examples gave no number, or else all."""
+    ) -> tuple[dict[str, mx.array], mx.array, list[int]]:
+        """(gradients, summed losses) of all ranks' batches, and which of these, in the step's order, gave no number."""
 
         def loss(weights: dict[str, mx.array], batch: Batch) -> tuple[mx.array, mx.array]:
             self._use(weights)
@@ -344,20 +344,26 @@ class _Trainer:
             return objective(sums, n_frames, n_chosen, self.config.depth_weight), sums
 
         gradients: dict[str, mx.array] = {}
-        total, bad = mx.zeros(self.model.config.n_codebooks), []
+        total, bad = mx.zeros(self.model.config.n_codebooks), mx.zeros((len(batches), self.n_ranks), mx.int32)
         for number, batch in enumerate(batches):
             self._seed_dropout(number)
             (_, sums), new = mx.value_and_grad(loss)(self.state.weights, batch)
             gradients = {name: gradients[name] + g for name, g in new.items()} if gradients else new
             total = total + sums
-            mx.eval(gradients, total)
-            if not mx.isfinite(total).all().item():
-                bad = bad or batch.wheres
+            bad[number, self.rank] = mx.logical_not(mx.isfinite(sums).all())
+            mx.eval(gradients, total, bad)
         if self.n_ranks > 1:
             averaged = nn.average_gradients(list(gradients.values()), self.group)
             gradients = {name: self.n_ranks * g for name, g in zip(gradients, averaged, strict=True)}
-            total = mx.distributed.all_sum(total, group=self.group)
-        return gradients, total, tuple(bad) or tuple(where for batch in batches for where in batch.wheres)
+            total, bad = (mx.distributed.all_sum(x, group=self.group) for x in (total, bad))
+        return gradients, total, np.flatnonzero(np.array(bad)).tolist()
+
+    def _names(self, batches: Sequence[int]) -> str:
+        """The examples of the step's batches of these numbers, or of all for none."""
+        size, n_examples = self.config.batch, self.config.global_batch(self.n_ranks)
+        indices = step_examples(self.config.seed, self.state.step, len(self.examples), n_examples)
+        named = [i for number in batches for i in indices[number * size : (number + 1) * size]] or indices
+        return ", ".join(dict.fromkeys(self.examples[i].where for i in named))
 
     def _seed_dropout(self, number: int) -> None:
         adapter = self.config.adapter_config
@@ -384,7 +390,7 @@ class _Trainer:
         lengths = [example.n_frames for example in self.validation]
         n_chosen = sum(n_chosen_frames(n, config.depth_share) for n in lengths)
         losses = mean_losses(np.array(sums), sum(lengths), n_chosen, config.depth_weight)
-        best = state.best is None or losses.total < state.best.total
+        best = bool(np.isfinite(losses.total)) and (state.best is None or losses.total < state.best.total)
         state.n_worse = 0 if best else state.n_worse + 1
         if best:
             state.best, state.best_step = losses, state.step

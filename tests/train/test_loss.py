@@ -52,6 +52,8 @@ def test_every_gradient_is_the_slope(lengths: tuple[int, ...]) -> None:
     batch, parameters = batch_of(model, lengths), named_parameters(model)
     found = gradients(model, batch)
     for name, gradient in found.items():
+        if max(lengths) > 256 and not name.startswith("backbone.layers"):
+            continue  # of all others length is nothing new
         random = mx.random.normal(gradient.shape, key=mx.random.key(1))
         direction = random / mx.linalg.norm(random) + gradient / mx.maximum(mx.linalg.norm(gradient), 1e-9)
         slope = float((gradient * direction).sum())

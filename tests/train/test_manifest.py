@@ -50,7 +50,8 @@ def turn(audio: str | None = "clips/a.wav", text: str = "Hi!", speaker: Any = 0,
 
 def test_a_good_manifest(csm: Csm, clips: Path) -> None:
     context = [turn(None, "How was it?", 1), turn("clips/b.flac", "And?", 1)]
-    path = write(clips, "\ufeff" + json.dumps(turn(context=context)), "", turn("clips/b.flac", "Fine.", 1))
+    last = json.dumps(turn("clips/b.flac", "Fine,\u2028fine.", 1), ensure_ascii=False)  # no end of a line
+    path = write(clips, "\ufeff" + json.dumps(turn(context=context)), "", last)
     manifest = read_manifest(path, csm, speakers=[0, 1])
     first, second = manifest.examples
     assert first.where == "clips.jsonl:1"
@@ -67,6 +68,7 @@ def test_a_good_manifest(csm: Csm, clips: Path) -> None:
 
 BAD = [
     ("{", "no JSON"),
+    ('{"text": "\\ud800"}', "holds half of a character"),
     ("[1]", "expected an object"),
     (turn("gone.wav"), "gone.wav is missing"),
     (turn("cd.wav"), "is at 44100 Hz, the codec takes 24000 Hz; convert it with 'ffmpeg -i cd.wav -ar 24000"),
@@ -83,6 +85,7 @@ BAD = [
     (turn(speeker=1), "unknown field 'speeker'; did you mean 'speaker'?"),
     ({"speaker": 0, "text": "Hi!"}, "lacks the field 'audio'"),
     (turn(""), "audio is empty"),
+    (turn("a" * 300), "aaa: File name too long; expected the path of a clip"),
     (turn("clips"), "is no regular file"),
     (turn(context=[turn("nowhere.wav", "So?")]), "nowhere.wav is missing"),
     (turn(context=[turn(None, "")]), "text is empty"),

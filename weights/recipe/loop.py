@@ -85,6 +85,7 @@ class Loop:
     def run(self, losses: Losses, *, report_every: int = 50, on_save: Callable[[], None] | None = None) -> None:
         """`losses` gets the progress in 0..1 and returns the loss and figures for the curve."""
         sums: dict[str, float] = {}
+        n_summed = 0
         saved_at = time.time()
         while self.progress < 1:
             began = time.time()
@@ -99,8 +100,9 @@ class Loop:
             self.spent_s += time.time() - began
             for key, value in figures.items():
                 sums[key] = sums.get(key, 0.0) + value
+            n_summed += 1
             if self.step % report_every == 0:
-                means, sums = {k: v / report_every for k, v in sums.items()}, {}
+                means, sums, n_summed = {k: v / n_summed for k, v in sums.items()}, {}, 0
                 self.note(means)
                 left = (1 - self.progress) * self.args.minutes
                 text = " ".join(f"{k} {v:.4f}" for k, v in means.items())

@@ -4,6 +4,7 @@ A stage that is done takes seconds; after a kill, at most three minutes of train
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from state import log, state_path
 HERE = Path(__file__).parent
 TINY = HERE.parent / "csm-tiny"
 STAGES = (
-    ("corpus.npz", ["corpus.py"]),
+    ("corpus.npz", ["corpus.py", "--sentences", "90000"]),
     ("", ["train_lm.py", "--minutes", "95", "--bf16"]),
-    ("contexts.npz", ["contexts.py"]),
+    ("contexts.npz", ["contexts.py", "--sentences", "8000"]),
     ("", ["speech.py", "--sentences", "6000"]),
     ("", ["train_basis.py", "--minutes", "85"]),
     ("", ["train_filters.py", "--minutes", "46"]),
@@ -24,27 +25,35 @@ STAGES = (
     ("", ["plot.py"]),
 )
 """(file that shows that it is done, or nothing where the stage itself knows; command)"""
+REHEARSED = {"90000": "2000", "8000": "400", "6000": "250", "95": "0.5", "85": "0.3", "46": "0.3"}
+"""Of a rehearsal: how much in place of how much."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="in the language model")
-    parser.add_argument("--out", type=Path, default=TINY, help="the checkpoint; its README.md stays")
+    parser.add_argument("--out", type=Path, help="the checkpoint; its README.md stays (default: weights/csm-tiny)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="every stage in a minute or less: a voice that babbles, into the state"
+    )
     args = parser.parse_args()
+    if args.rehearse:
+        os.environ["CSM_VOICE_STATE"] = str(state_path("rehearsal", "x").parent)
+    out = args.out or (state_path("csm-tiny") if args.rehearse else TINY)
     for i, (done, (script, *options)) in enumerate(STAGES):
         if done and state_path(done).exists():
             continue
+        if args.rehearse:
+            options = [REHEARSED.get(option, option) for option in options]
         log(f"stage {i + 1} of {len(STAGES)}: {script} {' '.join(options)}")
-        options = [o for o in options if o != "--bf16" or args.bf16]
         subprocess.run([sys.executable, str(HERE / script), *options], check=True)
-    card, kept = args.out / "README.md", state_path("card.md")
+    card, kept = out / "README.md", state_path("card.md")
     if card.exists():
         shutil.copyfile(card, kept)
-    convert = [sys.executable, "-m", "csm_mlx_app", "convert", str(state_path("export")), str(args.out)]
+    convert = [sys.executable, "-m", "csm_mlx_app", "convert", str(state_path("export")), str(out)]
     subprocess.run([*convert, "--dtype", "float16", "--force"], check=True)
     if kept.exists():
         shutil.copyfile(kept, card)
-    log(f"{args.out}: measure it with csm evaluate {HERE / 'heldout.txt'} --model {args.out} --speaker 0")
+    log(f"{out}: measure it with csm evaluate {HERE / 'heldout.txt'} --model {out} --speaker 0")
 
 
 if __name__ == "__main__":
