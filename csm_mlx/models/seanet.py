@@ -7,9 +7,13 @@ import mlx.nn as nn
 
 from csm_mlx.config import MimiConfig
 from csm_mlx.nn.conv import CausalConv1d, CausalConvTranspose1d
+from csm_mlx.nn.elu import elu
 
 State = dict[str, Any]
 """A tree of arrays: one entry per streaming layer."""
+
+BLOCK = 16
+"""Latents per pass of a long call: what the widest layers make then stays near the processor."""
 
 
 class Residual(nn.Module):
@@ -25,8 +29,8 @@ class Residual(nn.Module):
         return {"conv1": self.conv1.make_state(batch, dtype), "conv2": self.conv2.make_state(batch, dtype)}
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
-        y, conv1 = self.conv1(nn.elu(x), state["conv1"])
-        y, conv2 = self.conv2(nn.elu(y), state["conv2"])
+        y, conv1 = self.conv1(elu(x), state["conv1"])
+        y, conv2 = self.conv2(elu(y), state["conv2"])
         return x + y, {"conv1": conv1, "conv2": conv2}
 
 
@@ -58,7 +62,7 @@ class EncoderBlock(nn.Module):
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
         x, residuals = _run(self.residuals, x, state["residuals"])
-        x, down = self.down(nn.elu(x), state["down"])
+        x, down = self.down(elu(x), state["down"])
         return x, {"residuals": residuals, "down": down}
 
 
@@ -77,7 +81,7 @@ class DecoderBlock(nn.Module):
         }
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
-        x, up = self.up(nn.elu(x), state["up"])
+        x, up = self.up(elu(x), state["up"])
         x, residuals = _run(self.residuals, x, state["residuals"])
         return x, {"up": up, "residuals": residuals}
 
@@ -85,6 +89,8 @@ class DecoderBlock(nn.Module):
 class _SeaNet(nn.Module):
     """A first convolution, a block per ratio, a last convolution."""
 
+    _latent: int
+    """Input steps per latent."""
     init_conv: CausalConv1d
     blocks: list[Any]
     final_conv: CausalConv1d
@@ -97,9 +103,16 @@ class _SeaNet(nn.Module):
         }
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
+        outputs, step = [], BLOCK * self._latent
+        for start in range(0, x.shape[1], step):
+            y, state = self._pass(x[:, start : start + step], state)
+            outputs.append(y)
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1), state
+
+    def _pass(self, x: mx.array, state: State) -> tuple[mx.array, State]:
         x, init_conv = self.init_conv(x, state["init_conv"])
         x, blocks = _run(self.blocks, x, state["blocks"])
-        x, final_conv = self.final_conv(nn.elu(x), state["final_conv"])
+        x, final_conv = self.final_conv(elu(x), state["final_conv"])
         return x, {"init_conv": init_conv, "blocks": blocks, "final_conv": final_conv}
 
 
@@ -108,7 +121,7 @@ class SeaNetEncoder(_SeaNet):
 
     def __init__(self, config: MimiConfig):
         super().__init__()
-        width = config.n_filters
+        width, self._latent = config.n_filters, config.hop
         self.init_conv = CausalConv1d(1, width, config.kernel_size)
         self.blocks = []
         for ratio in reversed(config.ratios):
@@ -122,6 +135,7 @@ class SeaNetDecoder(_SeaNet):
 
     def __init__(self, config: MimiConfig):
         super().__init__()
+        self._latent = 1
         width = config.n_filters * 2 ** len(config.ratios)
         self.init_conv = CausalConv1d(config.dim, width, config.kernel_size)
         self.blocks = []

@@ -10,6 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.errors import AudioError
+from csm_mlx.nn.layout import laid_out
+
+NARROW = 16
+"""Channels below which the windows of a convolution are gathered for one product."""
 
 ConvState = dict[str, mx.array]
 """`past` (B, kernel - stride, in_channels), the inputs that the next output still sees, unless it sees none; `started`
@@ -26,7 +30,11 @@ def _partial(n_steps: int, stride: int) -> NoReturn:
 
 
 class CausalConv1d(nn.Module):
-    """Convolution that sees no future; T must be a multiple of `stride` and T / stride comes out."""
+    """Convolution that sees no future; T must be a multiple of `stride` and T / stride comes out.
+
+    One matrix product per tap, a row being `stride` steps, each adding to what the taps before it made: no window is
+    copied. A few channels are too narrow for that; their windows are gathered for one product.
+    """
 
     def __init__(
         self,
@@ -40,14 +48,18 @@ class CausalConv1d(nn.Module):
         edge_padding: bool = False,
     ):
         super().__init__()
+        if kernel_size % stride or (stride > 1 and dilation > 1):
+            raise ValueError(f"a kernel of {kernel_size} with stride {stride} and dilation {dilation} is not supported")
         scale = (in_channels * kernel_size) ** -0.5
         self.weight = mx.random.uniform(-scale, scale, (out_channels, kernel_size, in_channels))
         if bias:
             self.bias = mx.zeros((out_channels,))
         self._bias = bias
         self._stride, self._dilation = stride, dilation
-        self._n_past = (kernel_size - 1) * dilation + 1 - stride
+        self._n_past = (kernel_size // stride - 1) * dilation * stride
+        self._gathers = stride * in_channels < NARROW
         self._edge_padding = edge_padding
+        self._taps: tuple[mx.array, list[mx.array]] | None = None
 
     def make_state(self, batch: int, dtype: mx.Dtype) -> ConvState:
         state: ConvState = {}
@@ -57,11 +69,23 @@ class CausalConv1d(nn.Module):
             state["started"] = mx.array(False)
         return state
 
+    def _make_taps(self) -> list[mx.array]:
+        """A (stride * in_channels, out_channels) matrix per tap, or all of them below each other in one."""
+        if self._taps is None or self._taps[0] is not self.weight:
+            self.weight = laid_out(self.weight, 1, 2, 0)
+            out_channels, kernel_size, in_channels = self.weight.shape
+            n_rows = kernel_size * in_channels if self._gathers else self._stride * in_channels
+            taps = list(self.weight.transpose(1, 2, 0).reshape(-1, n_rows, out_channels))
+            mx.eval(taps)
+            self._taps = (self.weight, taps)
+        return self._taps[1]
+
     def __call__(self, x: mx.array, state: ConvState) -> tuple[mx.array, ConvState]:
         """x (B, T, in_channels); (B, T / stride, out_channels) and the state after it."""
-        if x.shape[1] % self._stride:
-            _partial(x.shape[1], self._stride)
-        new: ConvState = {}
+        batch, n_steps, channels = x.shape
+        if n_steps % self._stride:
+            _partial(n_steps, self._stride)
+        taps, new = self._make_taps(), ConvState()
         if self._n_past:
             past = state["past"]
             if self._edge_padding:
@@ -69,8 +93,15 @@ class CausalConv1d(nn.Module):
                 new["started"] = mx.array(True)
             x = mx.concatenate([past, x], axis=1)
             new["past"] = x[:, -self._n_past :]
-        y = mx.conv1d(x, self.weight, stride=self._stride, dilation=self._dilation)
-        return (y + self.bias if self._bias else y), new
+        n_rows, width = n_steps // self._stride, self._stride * channels
+        x = x.reshape(batch, -1, width)
+        shifted = [x[:, i : i + n_rows] for i in range(0, x.shape[1] - n_rows + 1, self._dilation)]
+        if self._gathers:
+            shifted = [mx.concatenate(shifted, axis=-1)]
+        y = mx.addmm(self.bias, shifted[0], taps[0]) if self._bias else shifted[0] @ taps[0]
+        for rows, tap in zip(shifted[1:], taps[1:], strict=True):
+            y = mx.addmm(y, rows, tap)
+        return y, new
 
 
 def _overlap_add(y: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
@@ -93,6 +124,7 @@ class CausalConvTranspose1d(nn.Module):
         scale = in_channels**-0.5
         self.weight = mx.random.uniform(-scale, scale, (in_channels, 2 * stride, out_channels))
         self.bias = mx.zeros((out_channels,))
+        self._laid_out: mx.array | None = None
 
     def make_state(self, batch: int, dtype: mx.Dtype) -> OverlapState:
         _, taps, out_channels = self.weight.shape
@@ -100,6 +132,8 @@ class CausalConvTranspose1d(nn.Module):
 
     def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
         """x (B, T, in_channels); (B, T * stride, out_channels) and the state after it."""
+        if self._laid_out is not self.weight:
+            self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
         in_channels, taps, out_channels = self.weight.shape
         y = x @ self.weight.reshape(in_channels, taps * out_channels)
         y, state = _overlap_add(y.reshape(*x.shape[:2], taps, out_channels), state)

@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from csm_mlx.nn.layout import laid_out
+
 
 class ResidualQuantizer(nn.Module):
     """A chain of codebooks, each quantizing what the ones before it left over, in a projected space."""
@@ -12,30 +14,31 @@ class ResidualQuantizer(nn.Module):
         self.input_proj = nn.Linear(dim, codebook_dim, bias=False)
         self.output_proj = nn.Linear(codebook_dim, dim, bias=False)
         self.codebooks = mx.random.normal((n_codebooks, codebook_size, codebook_dim))
-        self._norms: tuple[mx.array, mx.array] | None = None
+        self._tables: tuple[mx.array, list[tuple[mx.array, ...]]] | None = None
 
-    def _half_norms(self) -> mx.array:
-        """|c|² / 2 of every centroid, (n_codebooks, codebook_size), made once per set of codebooks."""
-        if self._norms is None or self._norms[0] is not self.codebooks:
-            self._norms = (self.codebooks, 0.5 * mx.square(self.codebooks).sum(-1))
-        return self._norms[1]
+    def _make_tables(self) -> list[tuple[mx.array, ...]]:
+        """Per codebook, the centroids c (codebook_size, codebook_dim), the same transposed, which is how they lie in
+        memory, and -|c|² / 2 (codebook_size,)."""
+        if self._tables is None or self._tables[0] is not self.codebooks:
+            self.codebooks = laid_out(self.codebooks, 0, 2, 1)
+            biases = -0.5 * mx.square(self.codebooks).sum(-1)
+            tables = list(zip(self.codebooks, self.codebooks.swapaxes(1, 2), biases, strict=True))
+            mx.eval(tables)
+            self._tables = (self.codebooks, tables)
+        return self._tables[1]
 
     def encode(self, x: mx.array, n_codebooks: int) -> mx.array:
         """x (B, T, dim); codes (B, T, n_codebooks) int32 of the nearest centroids, residual after residual."""
-        residual, codes, half_norms = self.input_proj(x), [], self._half_norms()
-        for k in range(n_codebooks):
-            # |x - c|² / 2 without the term that all centroids share.
-            code = mx.argmin(half_norms[k] - residual @ self.codebooks[k].T, axis=-1)
-            residual = residual - self.codebooks[k][code]
-            codes.append(code.astype(mx.int32))
-        return mx.stack(codes, axis=-1)
+        residual, codes = self.input_proj(x), []
+        for centroids, columns, bias in self._make_tables()[:n_codebooks]:
+            # -|x - c|² / 2 without the term that all centroids share.
+            codes.append(mx.argmax(mx.addmm(bias, residual, columns), axis=-1))
+            residual = residual - centroids[codes[-1]]
+        return mx.stack(codes, axis=-1).astype(mx.int32)
 
     def decode(self, codes: mx.array) -> mx.array:
         """codes (B, T, n) of the first n codebooks; their sum, projected back: (B, T, dim)."""
-        total = self.codebooks[0][codes[..., 0]]
-        for k in range(1, codes.shape[-1]):
-            total = total + self.codebooks[k][codes[..., k]]
-        return self.output_proj(total)
+        return self.output_proj(self.codebooks[mx.arange(codes.shape[-1]), codes].sum(-2))
 
 
 class SplitQuantizer(nn.Module):
