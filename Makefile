@@ -9,7 +9,7 @@ RUN    := $(if $(BLAS),LD_PRELOAD=$(BLAS)) $(PY)
 TORCH  := .parity/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help say test check format parity slow voice wheel clean
+.PHONY: help say test check format parity slow bench voice wheel clean
 
 help:  ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -35,6 +35,9 @@ parity: $(VENV)/dev.stamp .parity/stamp  ## compare live with the original PyTor
 slow: $(VENV)/dev.stamp .parity/stamp  ## true dimensions: convert, quantize, load, generate (minutes, 8 GB of disk)
 	@$(RUN) -m pytest -q -s -m slow tests
 
+bench: $(VENV)/dev.stamp $(if $(PARITY_PYTHON),,.parity/stamp) $(if $(BENCH_PYTHON),,.bench/stamp)  ## measure against the rivals into docs/benchmarks.md (half an hour; 20 GB of memory, 6 GB of disk)
+	@$(RUN) tests/bench/run.py
+
 voice: .voice/stamp  ## train csm-tiny from nothing (hours; resumes; STATE in CSM_VOICE_STATE, by default .state/voice)
 	@nice -n 19 .voice/bin/python weights/recipe/voice.py
 
@@ -42,7 +45,7 @@ wheel: $(VENV)/dev.stamp  ## build the wheel into dist/
 	@$(PY) -m build --wheel --outdir dist .
 
 clean:  ## remove environments and build outputs
-	@rm -rf $(VENV) .parity .voice dist build out.wav
+	@rm -rf $(VENV) .parity .bench .voice dist build out.wav
 
 $(PY):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"csm-mlx needs Python 3.10 or newer, $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.12 …")'
@@ -62,6 +65,14 @@ $(VENV)/dev.stamp: pyproject.toml | $(PY)
 	@$(TORCH) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(TORCH) -m pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt
 	@$(TORCH) -m pip install --quiet --disable-pip-version-check --no-deps moshi==0.2.13
+	@touch $@
+
+# The rivals on MLX. moshi-mlx pins an old MLX, but runs on the one that the others have.
+.bench/stamp: tests/bench/requirements.txt $(VENV)/dev.stamp
+	@echo "making the environment of the rivals on MLX in .bench (once, about 0.5 GB)"
+	@$(PYTHON) -m venv .bench
+	@.bench/bin/python -m pip install --quiet --disable-pip-version-check -r tests/bench/requirements.txt "$$($(PY) -c 'import platform; from importlib.metadata import version; print("mlx" + ("[cpu]" if platform.system() == "Linux" else "") + "==" + version("mlx"))')"
+	@.bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps moshi-mlx==0.3.0
 	@touch $@
 
 .voice/stamp: pyproject.toml

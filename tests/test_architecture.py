@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "audio": LEAVES,
+    "jsonl": LEAVES,
     "tokenizer": LEAVES,
     "text": LEAVES,
     "sampling": LEAVES,
@@ -32,9 +33,10 @@ ALLOWED = {
     "plots": LEAVES,
     "recognize": LEAVES | {"audio"},
     "evaluate": LEAVES | {"audio", "frames", "generate", "measure", "plots", "recognize"},
+    "benchmark": LEAVES | {"models", "frames", "generate", "quantize", "sampling", "plots"},
     "quantize_report": LEAVES | {"nn", "models", "frames", "generate", "quantize", "checkpoint", "plots"},
     "train": LEAVES
-    | {"audio", "frames", "nn", "models", "quantize", "lora", "checkpoint", "generate", "tokenizer", "plots"},
+    | {"audio", "frames", "jsonl", "nn", "models", "quantize", "lora", "checkpoint", "generate", "tokenizer", "plots"},
     "__init__": LEAVES | {"frames", "generate", "checkpoint"},
 }
 
@@ -42,10 +44,11 @@ ALLOWED = {
 HOMES = {
     "mlx": {
         "nn", "models", "sampling", "quantize", "lora", "checkpoint", "generate", "quantize_report", "voices", "train",
+        "benchmark",
     },
     "numpy": {
         "audio", "measure", "frames", "voices", "nn", "checkpoint", "generate", "quantize", "quantize_report",
-        "recognize", "evaluate", "train",
+        "recognize", "evaluate", "train", "benchmark",
     },
     "soundfile": {"audio"},
     "soxr": {"audio"},

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from csm_mlx_app import console
-from csm_mlx_app.commands import codec, convert, doctor, evaluate, fuse, models, quantize, say, train, voices
+from csm_mlx_app.commands import bench, codec, convert, doctor, evaluate, fuse, models, quantize, say, train, voices
 
 # Click's usage errors moved from `click` to `typer._click` between Typer's versions: this finds them in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -28,6 +28,7 @@ app.command(rich_help_panel="Checkpoints")(fuse.fuse)
 app.command(rich_help_panel="Checkpoints")(models.models)
 app.add_typer(codec.app, name="codec", rich_help_panel="Tools")
 app.command(rich_help_panel="Tools")(evaluate.evaluate)
+app.command(rich_help_panel="Tools")(bench.bench)
 app.command(rich_help_panel="Tools")(doctor.doctor)
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "voices": ("--json", "csm voices add anna"),
     "voices add": ("--text", "--force", "--speaker"),
     "models": ("--json", "csm models"),
+    "bench": ("--frames", "--plot", "--json", "bare products", "csm bench --model csm-1b-q4"),
     "doctor": ("--json", "csm doctor"),
 }
 HEAVY = ("mlx", "numpy", "huggingface_hub", "tokenizers", "soundfile", "sounddevice", "soxr", "platformdirs", "pysbd")
