@@ -10,6 +10,7 @@ import codec as codec_module
 import lm
 import torch
 from lm_data import BEGIN, END, SPECIALS, TEXT_ID
+from phones import TRACTS, VOICES
 from state import load_torch, log, state_path
 
 SAMPLING = {"do_sample": False, "temperature": 1.0, "max_new_tokens": 250}
@@ -53,10 +54,27 @@ def load_codec(part: str = "") -> torch.nn.Module:
     return codec.eval()
 
 
+@torch.no_grad()
+def lend_embeddings(model) -> None:
+    """Give pitches and vocal tracts that the language model never met the embedding of the nearest that it has.
+
+    Theirs are noise. As context they would disturb what is said: a user's turn, or a voice that `csm train` adds.
+    """
+    table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
+    own_cycles, own_tracts = [v.cycles for v in VOICES], [v.tract for v in VOICES]
+    for cycles in codec_module.USED_CODES[1]:
+        nearest = min(own_cycles, key=lambda own: abs(own - cycles))
+        table[lm.AUDIO_VOCAB + cycles] = table[lm.AUDIO_VOCAB + nearest]
+    for tract in codec_module.USED_CODES[2]:
+        nearest = min(own_tracts, key=lambda own: abs(TRACTS[own] - TRACTS[tract]))
+        table[2 * lm.AUDIO_VOCAB + tract] = table[2 * lm.AUDIO_VOCAB + nearest]
+
+
 def load_lm():
     model = lm.build()
     saved = load_torch(state_path("lm.pt"))
     model.load_state_dict(saved["model"], strict=False)
+    lend_embeddings(model)
     log(f"language model: step {saved['step']}, {saved['spent_s'] / 60:.0f} minutes")
     return model.eval()
 
