@@ -33,7 +33,7 @@ def test_csm_tiny_learns_to_say_something_else(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "clips.jsonl", csm)
     examples = encode_examples(csm, manifest.examples, cache=manifest.cache_folder)
     config = TrainConfig(
-        adapter=AdapterConfig(targets=("*",), rank=16), steps=28, batch=2, learning_rate=2e-2, depth_share=1.0
+        adapter=AdapterConfig(targets=("*",), rank=16), steps=60, batch=2, learning_rate=5e-3, depth_share=1.0
     )
     result = train(csm, config, examples, tmp_path / "out")
     assert result.losses
