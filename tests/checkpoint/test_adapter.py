@@ -11,68 +11,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from support import layouts
+from support.adapters import CONFIG, CONFIGS, DORA, adapted, answers, contents, trained
 from support.models import largest
 
 import csm_mlx
 from csm_mlx.checkpoint import save
 from csm_mlx.checkpoint.adapter import read_adapter, write_adapter
-from csm_mlx.checkpoint.convert import convert
-from csm_mlx.checkpoint.fuse import fuse_checkpoint, write_full
+from csm_mlx.checkpoint.fuse import fuse_checkpoint
 from csm_mlx.checkpoint.load import load_checkpoint
-from csm_mlx.checkpoint.read import read_tensors
-from csm_mlx.config import CheckpointConfig
 from csm_mlx.errors import CheckpointError, ConfigError
-from csm_mlx.frames import Turn
-from csm_mlx.lora import AdapterConfig, adapter_parameters, adapters, attach, fuse_model
-from csm_mlx.models.csm import CsmModel
-from csm_mlx.quantize import Quantization, bits_per_weight, dequantized, named_parameters
-
-CONFIG = AdapterConfig(rank=4, targets=("backbone.*_proj", "projection", "*head*"))
-DORA = AdapterConfig(method="dora", rank=4, alpha=6.0, targets=("backbone.*_proj", "projection", "*head*"))
-CONFIGS = pytest.mark.parametrize("config", [CONFIG, DORA], ids=["lora", "dora"])
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One base in three forms."""
-    place = tmp_path_factory.mktemp("bases")
-    layouts.write_own(place / "float", layouts.make_tiny())
-    convert(place / "float", place / "bfloat16")
-    convert(place / "float", place / "q4", quantization=Quantization())
-    convert(place / "float", place / "mxfp4", quantization=Quantization(mode="mxfp4"))
-    return {path.name: path for path in place.iterdir()}
-
-
-def adapted(base: Path, config: AdapterConfig = CONFIG, *, unpack: bool | None = None, seed: int = 1) -> CsmModel:
-    """A base with what a training could have made."""
-    model = load_checkpoint(base, unpack=unpack).model
-    attach(model, config, seed=seed)
-    mx.random.seed(seed)
-    for layer in adapters(model).values():
-        layer.lora_b = 0.2 * mx.random.normal(layer.lora_b.shape)
-        if "magnitude" in layer:
-            layer["magnitude"] = layer["magnitude"] * mx.random.uniform(0.7, 1.3, layer["magnitude"].shape)
-    return model
-
-
-def trained(base: Path, folder: Path, config: AdapterConfig = CONFIG, **options: Any) -> CsmModel:
-    model = adapted(base, config, **options)
-    write_adapter(folder, model, config, base=base.name, summary={"steps": 30})
-    return model
-
-
-def answers(model: CsmModel) -> mx.array:
-    hidden, _ = model.backbone(
-        model.embed_text(mx.array([[1, 5, 7, 9, 11, 2]])), model.backbone.make_state(1, model.dtype, 8)
-    )
-    return model.frame_logits(hidden[0], mx.array([[3, 1, 4, 1]] * 6))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+from csm_mlx.lora import AdapterConfig, adapter_parameters, adapters
 
 
 @CONFIGS
@@ -118,154 +68,7 @@ def test_an_adapter_fits_its_base_in_other_types(sources: dict[str, Path], tmp_p
         assert largest(answers(model) - answers(load_checkpoint(sources[base]).model)) > 0.1
 
 
-def codes(csm: csm_mlx.Csm, text: str) -> np.ndarray:
-    session = csm.session(seed=3)
-    session.add(Turn(speaker=1, text="hello"))
-    for _ in session.speak(text, max_seconds=2):
-        pass
-    found = session.turns[-1].codes
-    assert found is not None
-    return np.array(found)
-
-
-def test_the_embedded_voice_speaks_the_same_loaded_trained_and_fused(tmp_path: Path) -> None:
-    plain = csm_mlx.load()
-    model = csm_mlx.load().model
-    attach(model, AdapterConfig())
-    mx.random.seed(0)
-    for layer in adapters(model).values():
-        layer.lora_b = 0.2 * mx.random.normal(layer.lora_b.shape)
-    write_adapter(tmp_path / "anna", model, AdapterConfig(), base="csm-tiny")
-    expected = codes(csm_mlx.Csm(model, plain.codec, plain.tokenizer, plain.config, plain.path), "good morning")
-    assert not np.array_equal(expected, codes(plain, "good morning"))
-
-    assert np.array_equal(codes(csm_mlx.load(adapter=tmp_path / "anna"), "good morning"), expected)
-    fuse_checkpoint(plain.path, tmp_path / "anna", tmp_path / "whole")
-    assert np.array_equal(codes(csm_mlx.load(tmp_path / "whole"), "good morning"), expected)
-
-
-# --- fused checkpoints ---------------------------------------------------------------------------------------------
-
-
-@CONFIGS
-def test_a_fused_checkpoint_answers_as_the_adapter(
-    config: AdapterConfig, sources: dict[str, Path], tmp_path: Path
-) -> None:
-    model = trained(sources["float"], tmp_path / "anna", config)
-    expected = answers(model)
-    (sources["float"] / "README.md").write_text("---\nlicense: mit\n---\n# Float\n")
-    seen: list[tuple[str, int, int]] = []
-
-    report = fuse_checkpoint(
-        sources["float"], tmp_path / "anna", tmp_path / "whole", on_tensor=lambda *step: seen.append(step)
-    )
-
-    fused = load_checkpoint(tmp_path / "whole")
-    assert largest(answers(fused.model) - expected) < 1e-4
-    assert (report.dtype, report.quantization, seen[-1][1]) == ("float32", None, seen[-1][2])
-    assert fused.config.source == {
-        "name": "float",
-        "layout": "own",
-        "csm_mlx_version": csm_mlx.__version__,
-        "adapter": "anna",
-        "training": {"steps": 30},
-    }
-    card = (tmp_path / "whole" / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\n---\n")
-    assert "> This is float with the adapter anna in its weights" in card
-    assert card.endswith("# Float\n")
-    plain = load_checkpoint(sources["float"])
-    for name, weight in named_parameters(plain.codec).items():
-        assert mx.array_equal(weight, named_parameters(fused.codec)[name]).item()
-    for name, weight in named_parameters(plain.model).items():
-        same = mx.array_equal(weight, named_parameters(fused.model)[name]).item()
-        assert same == (name.removesuffix(".weight") not in adapters(model)), name
-
-
-@pytest.mark.parametrize("base", ["q4", "mxfp4"])
-@CONFIGS
-def test_a_quantized_base_stays_quantized(
-    config: AdapterConfig, base: str, sources: dict[str, Path], tmp_path: Path
-) -> None:
-    model = trained(sources[base], tmp_path / "anna", config, unpack=False)
-    before = bits_per_weight(load_checkpoint(sources[base], unpack=False).model)
-
-    fuse_checkpoint(sources[base], tmp_path / "anna", tmp_path / "whole")
-
-    fused = load_checkpoint(tmp_path / "whole", unpack=False)
-    assert fused.config.quantization == CheckpointConfig.read(sources[base] / "config.json").quantization
-    assert bits_per_weight(fused.model) == before
-    one, two = (read_tensors(p / "model.safetensors") for p in (sources[base], tmp_path / "whole"))
-    assert {n: (t.stored, t.shape) for n, t in one.items()} == {n: (t.stored, t.shape) for n, t in two.items()}
-    layers, whole = adapters(model), dict(fused.model.named_modules())
-    for path, layer in layers.items():
-        exact = layer.change(dequantized(layer.linear, mx.float32))  # type: ignore[arg-type]
-        error = np.abs(np.array(dequantized(whole[path], mx.float32) - exact))
-        assert error.mean() < 0.2 * np.abs(np.array(exact)).mean(), path
-
-
-@pytest.mark.parametrize("base", ["q4", "mxfp4"])
-@CONFIGS
-def test_a_quantized_base_can_be_made_float(
-    config: AdapterConfig, base: str, sources: dict[str, Path], tmp_path: Path
-) -> None:
-    model = trained(sources[base], tmp_path / "anna", config, unpack=False)
-
-    report = fuse_checkpoint(sources[base], tmp_path / "anna", tmp_path / "whole", dequantize=True)
-
-    fused = load_checkpoint(tmp_path / "whole")
-    assert (report.quantization, fused.config.quantization, report.dtype) == (None, None, "bfloat16")
-    assert {t.stored for t in read_tensors(tmp_path / "whole" / "model.safetensors").values()} == {"BF16"}
-    error = np.abs(np.array(answers(fused.model) - answers(model)))
-    assert error.mean() < 0.02 * np.abs(np.array(answers(model))).mean()
-    convert(tmp_path / "whole", tmp_path / "q8", quantization=Quantization(recipe="q8"))  # as any float checkpoint
-
-
-def test_a_fused_layout_of_others_is_ours(sources: dict[str, Path], tmp_path: Path) -> None:
-    expected = answers(trained(sources["float"], tmp_path / "anna"))
-    layouts.write_transformers(tmp_path / "foreign", layouts.make_tiny())
-
-    fuse_checkpoint(tmp_path / "foreign", tmp_path / "anna", tmp_path / "whole")
-
-    assert largest(answers(load_checkpoint(tmp_path / "whole").model) - expected) < 1e-4
-
-
-def test_fusing_on_disk_is_fusing_in_memory(sources: dict[str, Path], tmp_path: Path) -> None:
-    model = trained(sources["q4"], tmp_path / "anna", unpack=False)
-    fuse_model(model, dequantize=True)
-
-    fuse_checkpoint(sources["q4"], tmp_path / "anna", tmp_path / "whole", dequantize=True)
-
-    fused = named_parameters(load_checkpoint(tmp_path / "whole").model)
-    for path in adapters(adapted(sources["q4"])):
-        exact = named_parameters(model)[f"{path}.weight"]
-        assert largest(fused[f"{path}.weight"] - exact) <= 2**-8 * largest(exact)
-
-
-def test_a_model_trained_whole_becomes_a_checkpoint(sources: dict[str, Path], tmp_path: Path) -> None:
-    model = load_checkpoint(sources["q4"], unpack=True).model
-    model.projection.weight = model.projection.weight + 1
-
-    write_full(tmp_path / "whole", sources["q4"], model, dtype=mx.float32, summary={"steps": 9})
-    write_full(tmp_path / "whole", sources["float"], model, force=True)
-
-    whole = load_checkpoint(tmp_path / "whole")
-    assert all(mx.array_equal(w, named_parameters(whole.model)[n]).item() for n, w in named_parameters(model).items())
-    assert whole.config.quantization is None
-    write_full(tmp_path / "half", sources["q4"], model)
-    assert {t.stored for t in read_tensors(tmp_path / "half" / "model.safetensors").values()} == {"BF16"}
-    for unfit in (adapted(sources["float"]), load_checkpoint(sources["q4"], unpack=False).model):
-        with pytest.raises(ConfigError, match="is quantized or has an adapter, which is no whole training"):
-            write_full(tmp_path / "other", sources["float"], unfit)
-
-
 # --- what does not fit ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def anna(sources: dict[str, Path], tmp_path: Path) -> Path:
-    trained(sources["float"], tmp_path / "anna")
-    return tmp_path / "anna"
 
 
 def test_another_base_is_refused_before_any_work(anna: Path, tmp_path: Path) -> None:
@@ -470,13 +273,3 @@ def test_a_kill_at_any_moment_leaves_a_whole_adapter(sources: dict[str, Path], a
         anna.mkdir()
         for name, data in before.items():
             (anna / name).write_bytes(data)
-
-
-def test_an_interrupted_fusion_leaves_nothing_behind(sources: dict[str, Path], anna: Path, tmp_path: Path) -> None:
-    def stop(_: str, done: int, __: int) -> None:
-        if done == 40:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fuse_checkpoint(sources["float"], anna, tmp_path / "whole", on_tensor=stop)
-    assert [p.name for p in tmp_path.iterdir()] == ["anna"]
