@@ -9,6 +9,8 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 from transformers.models.csm.modeling_csm import apply_rotary_pos_emb
 
 AUDIO_VOCAB = CODEBOOK_SIZE + 3
+MAX_POSITIONS = 512
+"""As many as `train_lm.py --length`: a conversation forgets its oldest turns before it gets longer than the model knows."""
 GUIDED = ((1, 0), (2, 0))
 """(layer, head) pairs whose attention is led to the letter being spoken."""
 
@@ -34,7 +36,7 @@ def lm_config() -> CsmConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=2048,
+        max_position_embeddings=MAX_POSITIONS,
         rope_parameters=rope(1024),
         bos_token_id=1,
         eos_token_id=None,

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from phones import VOICES
+from codec import USED_CODES
+from phones import PHONES, VOICES
 from state import state_path
 
 N_CODEBOOKS = 3
@@ -14,6 +15,8 @@ TEXT_ID = {c: len(SPECIALS) + i for i, c in enumerate(CHARACTERS)}
 TEXT_VOCAB = len(SPECIALS) + len(CHARACTERS)
 PAD, BEGIN, END = 0, 1, 2
 IGNORE = -100
+HEARD = 0.25
+"""Of the turns."""
 
 
 @dataclass
@@ -45,8 +48,12 @@ class PackedTurn:
     text: str
     codes: np.ndarray
     letters: np.ndarray
+    heard: bool = False
+    """Somebody else's: context, from which nothing is learnt."""
 
     def text_ids(self) -> list[int]:
+        if self.heard and not self.text:
+            return []
         return [BEGIN, *(TEXT_ID[c] for c in f"[{self.speaker}]{self.text}"), END]
 
     def joined(self, other: "PackedTurn") -> "PackedTurn":
@@ -91,6 +98,9 @@ def pack_rows(rows: list[list[PackedTurn]], length: int) -> Batch:
             text_ids[b, at:begin] = ids
             codes[b, begin:stop] = frames[: stop - begin]
             is_sound[b, begin:stop] = True
+            if turn.heard:
+                at = stop
+                continue
             targets[b, begin - 1 : stop - 1] = frames[: stop - begin]
             spoken = min(len(turn.letters), stop - begin)
             letters[b, begin - 1 : begin - 1 + spoken] = turn.letters[:spoken] + at + 4
@@ -99,7 +109,10 @@ def pack_rows(rows: list[list[PackedTurn]], length: int) -> Batch:
 
 
 class Batches:
-    """Endless random batches: as many turns as fill a row, one in seven without full stop, some of two sentences."""
+    """Endless random batches: as many turns as fill a row, one in seven without full stop, some of two sentences.
+
+    Some are what a microphone brings: see `overheard`.
+    """
 
     def __init__(self, corpus: Corpus, rows: int, length: int, rng: np.random.Generator):
         self.corpus, self.rows, self.length, self.rng = corpus, rows, length, rng
@@ -114,12 +127,25 @@ class Batches:
             turn.letters = turn.letters.clip(max=len(turn.text) - 1)
         return turn
 
+    def overheard(self, turn: PackedTurn) -> PackedTurn:
+        """A user's turn: of a recording the codec keeps few phones, and any pitch and vocal tract; the transcript is
+        sometimes missing, and its speaker mostly not the one who answers."""
+        rng, codes = self.rng, turn.codes.copy()
+        lost = rng.random(len(codes)) < rng.random()
+        codes[lost, 0] = rng.integers(1, len(PHONES), lost.sum())
+        for k in range(1, N_CODEBOOKS):
+            codes[:, k] = rng.choice(USED_CODES[k], len(codes))
+        text = turn.text if rng.random() < 0.85 else ""
+        return PackedTurn(int(rng.random() < 0.8), text, codes, turn.letters, heard=True)
+
     def next(self) -> Batch:
         rows = []
         for _ in range(self.rows):
             turns, used = [], 0
             while used < self.length - 20:
                 turns.append(self.one())
+                if self.rng.random() < HEARD:
+                    turns[-1] = self.overheard(turns[-1])
                 used += len(turns[-1].text) + 6 + len(turns[-1].codes)
             rows.append(turns)
         return pack_rows(rows, self.length)
