@@ -110,26 +110,26 @@ def _installed(name: str) -> bool:
 
 def _loudspeaker() -> Finding:
     from csm_mlx.errors import DeviceError
-    from csm_mlx_app.sound.player import output_device
+    from csm_mlx_app.sound.devices import find_device
 
     try:
-        device = output_device()
+        device = find_device("output")
     except DeviceError as error:
         return Finding("loudspeaker", "warning", "none: csm say writes files", str(error))
-    numbers = {"name": device["name"], "sample_rate_hz": device["default_samplerate"]}
-    return Finding("loudspeaker", "ok", f"{device['name']}, {device['default_samplerate']:.0f} Hz", None, numbers)
+    numbers = {"name": device.name, "sample_rate_hz": device.rate_hz}
+    return Finding("loudspeaker", "ok", f"{device.name}, {device.rate_hz} Hz", None, numbers)
 
 
 def _microphone() -> Finding:
     from csm_mlx.errors import DeviceError
-    from csm_mlx_app.sound.player import input_device
+    from csm_mlx_app.sound.devices import find_device
 
     try:
-        device = input_device()
+        device = find_device("input")
     except DeviceError as error:
-        return Finding("microphone", "warning", "none: nothing here needs it yet", str(error))
-    numbers = {"name": device["name"], "sample_rate_hz": device["default_samplerate"]}
-    return Finding("microphone", "ok", f"{device['name']}, {device['default_samplerate']:.0f} Hz", None, numbers)
+        return Finding("microphone", "warning", "none: csm talk --text reads what is typed", str(error))
+    numbers = {"name": device.name, "sample_rate_hz": device.rate_hz}
+    return Finding("microphone", "ok", f"{device.name}, {device.rate_hz} Hz", None, numbers)
 
 
 def _checkpoints() -> Finding:

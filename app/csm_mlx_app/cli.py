@@ -1,5 +1,6 @@
 """The console script `csm`: one Typer application, and the edge where errors become one line and an exit code."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,7 +10,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from csm_mlx_app import console
-from csm_mlx_app.commands import bench, codec, convert, doctor, evaluate, fuse, models, quantize, say, train, voices
+from csm_mlx_app.commands import (
+    bench,
+    codec,
+    convert,
+    devices,
+    doctor,
+    evaluate,
+    fuse,
+    models,
+    quantize,
+    say,
+    talk,
+    train,
+    voices,
+)
 
 # Click's usage errors moved from `click` to `typer._click` between Typer's versions: this finds them in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -20,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(rich_help_panel="Speak")(say.say)
+app.command(rich_help_panel="Speak")(talk.talk)
 app.add_typer(voices.app, name="voices", rich_help_panel="Speak")
 app.command(rich_help_panel="Checkpoints")(convert.convert)
 app.command(rich_help_panel="Checkpoints")(quantize.quantize)
@@ -29,6 +45,7 @@ app.command(rich_help_panel="Checkpoints")(models.models)
 app.add_typer(codec.app, name="codec", rich_help_panel="Tools")
 app.command(rich_help_panel="Tools")(evaluate.evaluate)
 app.command(rich_help_panel="Tools")(bench.bench)
+app.command(rich_help_panel="Tools")(devices.devices)
 app.command(rich_help_panel="Tools")(doctor.doctor)
 
 
@@ -68,11 +85,27 @@ def main() -> NoReturn:
         code = app(prog_name="csm", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except SystemExit as end:
+        code = end.code
     except Exception as error:
         if os.environ.get("CSM_DEBUG", "") not in ("", "0"):
             raise
         code = _report(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """As `sys.exit`; but after a conversation without waiting for threads inside native code, and without Python's end.
+
+    Such threads abort the process when they ask for Python's lock after its end: whisper's when it is interrupted, and
+    MLX's when its caches are freed, which happens after `Thread.join` has returned.
+    """
+    if "csm_mlx_app.talking" not in sys.modules:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader is gone, or it never was there
+            stream.flush()
+    os._exit(code)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

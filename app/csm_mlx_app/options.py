@@ -113,6 +113,22 @@ MinP = Annotated[
         help="Keep what is at least this likely, against the likeliest; 0 is off.",
     ),
 ]
+InputDevice = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|N",
+        rich_help_panel=OUTPUT,
+        help="Microphone, by part of its name or by its index: see csm devices.",
+    ),
+]
+OutputDevice = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|N",
+        rich_help_panel=OUTPUT,
+        help="Loudspeaker to play on, by part of its name or by its index: see csm devices.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print numbers as JSON on stdout.")]
 Force = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace OUT if it is there.")]
 Codebooks = Annotated[

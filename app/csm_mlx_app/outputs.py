@@ -22,12 +22,14 @@ class Outputs:
     out: a file, `-` for stdout, or None.
     play: "if-possible" says why and goes on where there is no loudspeaker; "yes" raises `DeviceError`.
     or_file: where nothing can be played and `out` is None, write a file of a name that is free.
+    device: name or index of the loudspeaker; the default one without it.
 
     Constructing refuses what cannot work, before a model is loaded; nothing is opened or written yet.
     """
 
-    def __init__(self, out: str | None, play: Play, or_file: bool = False):
+    def __init__(self, out: str | None, play: Play, or_file: bool = False, device: str | None = None):
         self.out = out
+        self._device = device
         self._play: Play = play
         self._or_file = or_file
         self._file: AudioWriter | None = None
@@ -39,13 +41,13 @@ class Outputs:
     def _attempt_player(self, sample_rate_hz: int | None) -> None:
         """Open the loudspeaker, or with no rate only look whether there is one."""
         from csm_mlx.errors import DeviceError
-        from csm_mlx_app.sound import player
+        from csm_mlx_app.sound import devices, player
 
         try:
             if sample_rate_hz is None:
-                player.output_device()
+                devices.find_device("output", self._device)
             else:
-                self._player = player.Player(sample_rate_hz)
+                self._player = player.Player(sample_rate_hz, self._device)
         except DeviceError as error:
             if self._play == "yes":
                 raise

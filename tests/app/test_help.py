@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 COMMANDS = {
-    "say": ("--voice-text", "--max-seconds", "--codes", "Voice and context", "Sampling", 'csm say "Hello there'),
+    "say": (
+        "--voice-text",
+        "--max-seconds",
+        "--codes",
+        "Sampling",
+        'csm say "Hello there',
+        "mlx.launch -n 2 -- csm say",
+    ),
     "convert": ("--q-bits", "--q-group-size", "--q-mode", "--q-recipe", "--force", "--hf-path", "csm convert unsloth"),
     "quantize": ("--report", "--plot", "--q-recipe", "csm quantize weights/csm-1b"),
     "train": (
@@ -25,6 +32,7 @@ COMMANDS = {
     "codec compare": ("--plot", "--json", "csm codec compare hello.wav"),
     "voices": ("--json", "csm voices add anna"),
     "voices add": ("--text", "--force", "--speaker"),
+    "devices": ("--json", "--output-device headphones"),
     "models": ("--json", "csm models"),
     "bench": ("--frames", "--plot", "--json", "bare products", "csm bench --model csm-1b-q4"),
     "doctor": ("--json", "csm doctor"),

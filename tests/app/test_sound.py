@@ -1,9 +1,5 @@
 """The ring between making and playing; and, where PulseAudio is there, a virtual loudspeaker that is listened to."""
 
-import glob
-import os
-import shutil
-import subprocess
 import threading
 import time
 
@@ -11,8 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from csm_mlx_app.sound.ring import Ring
-
-PULSE = ("pulseaudio", "pactl", "parec", "pacat")
+from support.pulse import needs_pulse, pulse
 
 
 def test_what_goes_into_the_ring_comes_out_once_and_in_order():
@@ -69,52 +64,15 @@ def test_two_threads_need_no_lock():
     assert np.array_equal(np.concatenate(heard), sound)
 
 
-@pytest.fixture
-def speaker(tmp_path):
-    """A PulseAudio of the test's own with one virtual loudspeaker: (variables for csm, a file of what it plays)."""
-    runtime = tmp_path / "pulse"
-    runtime.mkdir(mode=0o700)
-    env = {"XDG_RUNTIME_DIR": str(runtime), "HOME": str(runtime), "PULSE_SERVER": f"unix:{runtime}/native"}
-    everything = os.environ | env
-    sink = "module-null-sink sink_name=speaker rate=24000 channels=1"
-    flags = (
-        "-n",
-        "--daemonize=no",
-        "--exit-idle-time=-1",
-        f"--load=module-native-protocol-unix socket={runtime}/native",
-    )
-    quiet = {"env": everything, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    daemon = subprocess.Popen(["pulseaudio", *flags, f"--load={sink}"], **quiet)
-    for _ in range(200):
-        if (runtime / "native").exists() and not subprocess.run(["pactl", "info"], **quiet, check=False).returncode:
-            break
-        time.sleep(0.05)
-    raw = tmp_path / "heard.raw"
-    form = ("--format=s16le", "--rate=24000", "--channels=1", "--latency-msec=20", "--raw")
-    with raw.open("wb") as file, open("/dev/zero", "rb") as silence:
-        # A sink that nobody plays to sleeps, and misses the first words: silence keeps it awake.
-        waker = subprocess.Popen(["pacat", "--device=speaker", *form], stdin=silence, **quiet)
-        listener = subprocess.Popen(["parec", "--device=speaker.monitor", *form], **(quiet | {"stdout": file}))
-        while not raw.stat().st_size:
-            time.sleep(0.05)
-        yield env, raw
-    for process in (waker, listener, daemon):
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.skipif(
-    not (all(map(shutil.which, PULSE)) and glob.glob("/usr/lib/*/alsa-lib/libasound_module_pcm_pulse.so")),
-    reason="needs PulseAudio and its ALSA plugin (apt-get install pulseaudio pulseaudio-utils libasound2-plugins)",
-)
-def test_a_loudspeaker_plays_what_the_file_holds(run, tmp_path, speaker):
-    env, raw = speaker
-    result = run("say", "Hello there, how are you today?", "--play", "-o", "a.wav", env=env)
-    assert result.code == 0, result.err
-    assert "-> a.wav and the loudspeaker" in result.err
-    time.sleep(0.5)
+@needs_pulse
+def test_a_loudspeaker_plays_what_the_file_holds(run, tmp_path):
+    with pulse(tmp_path) as server:
+        result = run("say", "Hello there, how are you today?", "--play", "-o", "a.wav", env=server.env)
+        assert result.code == 0, result.err
+        assert "-> a.wav and the loudspeaker" in result.err
+        time.sleep(0.5)
+        heard = server.heard()
     written, _ = soundfile.read(tmp_path / "a.wav")
-    heard = np.frombuffer(raw.read_bytes(), "<i2") / 32768
     # On a busy machine there are gaps; but for them, all that was written was heard, and nothing else.
     played, held = _without_gaps(heard), _without_gaps(written)
     assert len(played) == pytest.approx(len(held), abs=240)

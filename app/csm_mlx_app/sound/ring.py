@@ -33,8 +33,8 @@ class Ring:
             self.paused = False
         return n
 
-    def take(self, out: np.ndarray) -> None:
-        """Fill `out` (n_samples,), with silence where nothing is left."""
+    def take(self, out: np.ndarray) -> int:
+        """Fill `out` (n_samples,), with silence where nothing is left; returns how many samples were there."""
         n = min(len(out), len(self))
         start = self._n_taken % len(self._data)
         n_first = min(n, len(self._data) - start)
@@ -44,3 +44,8 @@ class Ring:
         self._n_taken += n
         if not self.paused:
             self.n_missing += len(out) - n
+        return n
+
+    def clear(self) -> None:
+        """Forget what is queued; for the reader's side."""
+        self._n_taken = self._n_put

@@ -1,0 +1,251 @@
+"""`csm talk`: a conversation by voice, on this machine alone."""
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csm_mlx_app import options, prompt
+
+_CLASHES = (
+    ("--text", ("--input", "--input-device", "--asr", "--smart-turn"), "what you type is not heard"),
+    ("--input", ("--input-device", "--output-device"), "a file runs on a clock of its own, without devices"),
+    ("--output", ("--output-device",), "the answers sound in one place"),
+    ("--llm-cmd", ("--llm", "--llm-url"), "one of them answers"),
+)
+SOUND, TURNS, REPLIES, RECORDS = "Sound", "Turn-taking", "Recognition and replies", "Output"
+
+
+class Eagerness(str, Enum):
+    low = "low"
+    medium = "medium"
+    high = "high"
+
+
+class Echo(str, Enum):
+    auto = "auto"
+    aec = "aec"
+    half_duplex = "half-duplex"
+    headphones = "headphones"
+    off = "off"
+
+
+def talk(
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            rich_help_panel=REPLIES,
+            help="No model hub: the embedded voice, whisper tiny.en and SmolLM2-135M-Instruct, from Python packages.",
+        ),
+    ] = False,
+    asr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            rich_help_panel=REPLIES,
+            help="What hears you: a model of faster-whisper's, such as tiny.en or large-v3-turbo, or a folder.",
+        ),
+    ] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            rich_help_panel=REPLIES,
+            help="What answers: a model for mlx-lm, by hub id or folder; `echo` says your words back.",
+        ),
+    ] = None,
+    llm_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            rich_help_panel=REPLIES,
+            help="Answers from an OpenAI-compatible server, such as http://localhost:1234/v1; --llm names its model.",
+        ),
+    ] = None,
+    llm_cmd: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            rich_help_panel=REPLIES,
+            help="Answers from a command: messages as JSON on its stdin, the reply on its stdout as it is written.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", rich_help_panel=REPLIES, help="Who the assistant is: its system prompt."),
+    ] = None,
+    text: Annotated[
+        bool,
+        typer.Option("--text", help="Type instead of speaking; where nothing can be played, only read the answers."),
+    ] = False,
+    input: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            rich_help_panel=SOUND,
+            help="A sound file instead of the microphone. The clock is then simulated: silence passes at once.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE.wav", rich_help_panel=SOUND, help="A sound file instead of the loudspeaker."
+        ),
+    ] = None,
+    input_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|N",
+            rich_help_panel=SOUND,
+            help="The microphone: part of its name, or its number in csm devices.",
+        ),
+    ] = None,
+    output_device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|N", rich_help_panel=SOUND, help="The loudspeaker, likewise."),
+    ] = None,
+    echo: Annotated[
+        Echo,
+        typer.Option(
+            rich_help_panel=TURNS,
+            help="How the assistant does not hear itself. aec: cancel its voice in the microphone. half-duplex: be deaf "
+            "while it speaks. headphones, off: nothing to cancel. auto: aec while it works well, else half-duplex.",
+        ),
+    ] = Echo.auto,
+    eagerness: Annotated[
+        Eagerness,
+        typer.Option(
+            rich_help_panel=TURNS,
+            help="How soon a silence is the end of your turn: after 0.9, 0.5 or 0.2 seconds.",
+        ),
+    ] = Eagerness.medium,
+    smart_turn: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.onnx",
+            rich_help_panel=TURNS,
+            help="Smart Turn's model, which hears whether you have finished; without it, silence alone decides.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=RECORDS, help="One JSON object per event on stdout, instead of a screen."
+        ),
+    ] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", rich_help_panel=RECORDS, help="Append what was said, a line per turn."),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=RECORDS,
+            help="Keep the sound of both sides. Nothing is recorded without it.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            rich_help_panel=RECORDS,
+            help="Who worked when, for chrome://tracing or ui.perfetto.dev.",
+        ),
+    ] = None,
+    model: options.Model = None,
+    voice: options.Voice = None,
+    voice_text: options.VoiceText = None,
+    speaker: options.Speaker = None,
+    seed: options.Seed = 0,
+    temp: options.Temp = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+) -> None:
+    """Talk with a voice assistant; nothing leaves this machine.
+
+    You speak, it answers aloud while the answer is still being written, and
+    you can interrupt it. Space interrupts, m mutes, t types, q quits.
+
+    [bold]Examples[/bold]
+      csm talk --offline
+      csm talk --model csm-1b-q4 --voice anna --llm mlx-community/Qwen3-4B-Instruct-2507-4bit
+      csm talk --llm-url http://localhost:11434/v1 --llm llama3.2 --eagerness high
+      csm talk --text --system "You are a pirate."
+      csm talk --offline --input question.wav --output answer.wav --json
+    """
+    given = options.given_sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p)
+    prompt.check_voice(voice, voice_text)
+    if input is not None:
+        options.existing_file(input, "--input")
+    _check_together(
+        {
+            "--text": text,
+            "--asr": asr,
+            "--smart-turn": smart_turn,
+            "--input": input,
+            "--output": output,
+            "--input-device": input_device,
+            "--output-device": output_device,
+            "--llm": llm,
+            "--llm-url": llm_url,
+            "--llm-cmd": llm_cmd,
+        }
+    )
+    for flag, path in (("--log", log), ("--trace", trace)):
+        if path is not None:
+            options.writable(path, flag)
+    if output is not None:
+        options.sound_target(str(output), "--output")
+        if input is not None:
+            options.apart(input, output, "--output")
+
+    from csm_mlx_app import talking
+
+    code = talking.talk(
+        talking.Flags(
+            offline=offline,
+            asr=asr,
+            llm=llm,
+            llm_url=llm_url,
+            llm_cmd=llm_cmd,
+            system=system,
+            text=text,
+            input=input,
+            output=output,
+            input_device=input_device,
+            output_device=output_device,
+            echo=echo.value,
+            eagerness=eagerness.value,
+            smart_turn=smart_turn,
+            as_json=as_json,
+            log=log,
+            record=record,
+            trace=trace,
+            model=model,
+            voice=voice,
+            voice_text=voice_text,
+            speaker=speaker,
+            seed=seed,
+            sampling=given,
+        )
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+def _check_together(given: Mapping[str, object]) -> None:
+    """Refuses flags of which one would silently do nothing."""
+    for one, others, why in _CLASHES:
+        for other in others:
+            if given[one] and given[other]:
+                raise typer.BadParameter(f"{why}; leave it or {other} out", param_hint=one)
+    if given["--output"] and not (given["--input"] or given["--text"]):
+        raise typer.BadParameter(
+            "it goes with --input or --text; --record keeps the sound of a spoken conversation", param_hint="--output"
+        )

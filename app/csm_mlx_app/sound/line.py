@@ -1,0 +1,151 @@
+"""One open stream of PortAudio, and the signs that it lives."""
+
+from collections.abc import Callable
+from typing import Any
+
+from csm_mlx.errors import DeviceError
+from csm_mlx_app.sound.clock import RealClock
+from csm_mlx_app.sound.devices import Device, load_sounddevice, output_channels, quiet_alsa, refused
+from csm_mlx_app.sound.microphone import Microphone
+from csm_mlx_app.sound.speaker import Speaker
+from csm_mlx_app.sound.timing import StreamTime
+
+BLOCK_S = 0.01
+"""Of a callback."""
+OUTPUT_LATENCY_S = 0.03
+"""Asked of the loudspeaker: three callbacks, so that one may be late because Python is busy."""
+SILENT_S = 1.0
+"""A callback that does not come for so long does not come any more."""
+START_S = 3.0
+"""Before the first one: sound servers and Bluetooth take their time."""
+RATE_WINDOW_S = 5.0
+MAX_RATE_ERROR = 0.06
+"""Of the samples counted over `RATE_WINDOW_S`, twice in a row: more than clocks differ, less than rates do."""
+
+
+class Line:
+    """A stream from its opening to its end; its callbacks serve it only while it is `open`."""
+
+    def __init__(self, device: Device, clock: RealClock):
+        self.device = device
+        self.open = True
+        self.failure: Exception | None = None
+        """What a callback raised: a defect of ours, kept for whoever may talk."""
+        self._clock = clock
+        self._last_s: float | None = None
+        self._opened_s = clock.now_s()
+        self._n_samples = self._n_xruns = 0
+        self._window = (self._opened_s, 0, 0)
+        self._n_odd_windows = 0
+        self._stream: Any = None
+
+    def start(self, kind: str, latency: str | float, serve: Callable[..., None], channels: int, sign: int) -> "Line":
+        """Open and start it; `serve(data (n, channels), time of its first sample, xrun)` runs in the callback.
+
+        sign: 1 for an output, whose samples sound after the callback, -1 for an input. `DeviceError` if it refuses.
+        """
+        sounddevice, clock, stamps = load_sounddevice(), self._clock, StreamTime(0.0)
+
+        def callback(data: Any, n_samples: int, times: Any, status: Any) -> None:
+            try:
+                if not self.open:
+                    silence(data)
+                    return
+                now_s = clock.now_s()
+                self._last_s = now_s
+                self._n_samples += n_samples
+                xrun = bool(status.output_underflow if sign > 0 else status.input_overflow)
+                self._n_xruns += xrun
+                stamp_s = times.outputBufferDacTime if sign > 0 else times.inputBufferAdcTime
+                serve(data, now_s + stamps.ahead_s(now_s, times.currentTime, stamp_s), xrun)
+            except Exception as error:
+                self.failure = error
+                silence(data)
+
+        def silence(data: Any) -> None:
+            if sign > 0:
+                data.fill(0)
+
+        make = sounddevice.OutputStream if kind == "output" else sounddevice.InputStream
+        try:
+            with quiet_alsa():
+                self._stream = make(
+                    self.device.rate_hz,
+                    blocksize=round(self.device.rate_hz * BLOCK_S),
+                    device=self.device.index,
+                    channels=channels,
+                    dtype="float32",
+                    latency=latency,
+                    callback=callback,
+                )
+                stamps.latency_s = sign * self._stream.latency
+                self._stream.start()
+        except sounddevice.PortAudioError as error:
+            self.close()
+            raise refused(self.device, error.args[0]) from None
+        return self
+
+    @property
+    def heard(self) -> bool:
+        """Its callback has been called."""
+        return self._last_s is not None
+
+    def lost(self) -> str | None:
+        """Why it is of no use any more, or None."""
+        if self.failure is not None:
+            return f"{type(self.failure).__name__}: {self.failure}"
+        try:
+            if not self._stream.active:
+                return "it stopped"
+        except Exception as error:  # PortAudio's, which is not to be imported here
+            return str(error)
+        waited_from_s = self._opened_s + START_S - SILENT_S if self._last_s is None else self._last_s
+        return "it hangs" if self._clock.now_s() - waited_from_s > SILENT_S else None
+
+    def measured_rate_hz(self) -> int | None:
+        """The rate at which samples really come, where it is not what was agreed for two windows in a row."""
+        if self._last_s is None:
+            return None
+        start_s, n_samples, n_xruns = self._window
+        now_s, n_now = self._last_s, self._n_samples
+        if not n_samples:
+            self._window = (now_s, n_now, self._n_xruns)
+            return None
+        if now_s - start_s < RATE_WINDOW_S:
+            return None
+        rate_hz = (n_now - n_samples) / (now_s - start_s)
+        odd = abs(rate_hz / self.device.rate_hz - 1) > MAX_RATE_ERROR and n_xruns == self._n_xruns
+        self._n_odd_windows = self._n_odd_windows + 1 if odd else 0
+        self._window = (now_s, n_now, self._n_xruns)
+        return round(rate_hz) if self._n_odd_windows >= 2 else None
+
+    def close(self) -> None:
+        """Let go of the device, whatever state it is in."""
+        self.open = False
+        if self._stream is not None:
+            with quiet_alsa():
+                self._stream.abort(ignore_errors=True)
+                self._stream.close(ignore_errors=True)
+
+
+def open_microphone(device: Device, clock: RealClock) -> tuple[Line, Microphone]:
+    """The device's stream, and what it fills."""
+    microphone = Microphone(device.rate_hz)
+
+    def serve(data: Any, t_s: float, xrun: bool) -> None:
+        microphone.n_overruns += xrun
+        microphone.capture(data[:, 0], t_s)
+
+    return Line(device, clock).start("input", "low", serve, 1, -1), microphone
+
+
+def open_speaker(device: Device, clock: RealClock, speaker: Speaker) -> Line:
+    """The device's stream, which `speaker`, at the device's rate, feeds."""
+    if speaker.rate_hz != device.rate_hz:
+        raise DeviceError(f"the loudspeaker runs at {device.rate_hz} Hz, its queue at {speaker.rate_hz} Hz")
+
+    def serve(data: Any, t_s: float, xrun: bool) -> None:
+        speaker.emit(data[:, 0], t_s, xrun)
+        data[:, 1:] = data[:, :1]
+
+    return Line(device, clock).start("output", OUTPUT_LATENCY_S, serve, output_channels(device), 1)
