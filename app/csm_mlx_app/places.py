@@ -13,6 +13,15 @@ def data_folder() -> Path:
     return user_data_path("csm-mlx", appauthor=False)
 
 
+def cache_folder() -> Path:
+    """What can be made again; `CSM_CACHE_DIR` moves it."""
+    if moved := os.environ.get("CSM_CACHE_DIR"):
+        return Path(moved).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("csm-mlx", appauthor=False)
+
+
 def voices() -> Path:
     return data_folder() / "voices"
 
@@ -20,6 +29,11 @@ def voices() -> Path:
 def voice_names() -> list[str]:
     """Folder names only, for shell completion; `VoiceStore` reads what is in them."""
     return sorted(path.parent.name for path in voices().glob("*/voice.json"))
+
+
+def smart_turn() -> Path:
+    """Where `csm talk` looks for Smart Turn's model unless it is told."""
+    return data_folder() / "smart-turn-v3.onnx"
 
 
 def weights() -> Path:

@@ -39,11 +39,13 @@ class SentenceStream:
 
     A sentence is handed over when the word after it is complete, or the paragraph is. Paragraphs, headings, list items
     and table rows end sentences too; a fenced block of code is one "sentence" (which `speakable` drops). Nothing of the
-    text but white space is lost. `language` is one of pysbd's; for others English rules hold.
+    text but white space is lost. `language` is one of pysbd's; for others English rules hold. A sentence of more than
+    `max_chars` is cut.
     """
 
-    def __init__(self, language: str = "en"):
+    def __init__(self, language: str = "en", max_chars: int = MAX_CHARS):
         self._language = language
+        self._max_chars = max_chars
         self._sentence = ""  # complete words of the sentence that is being read
         self._rest = ""  # white space and a word that may not be complete yet
         self._fence = ""  # what closes the block of code that is being read
@@ -83,7 +85,7 @@ class SentenceStream:
         if at_line_start and (fence := _FENCE.match(word)) and fence[1] not in word[3:]:
             self._fence = fence[1]
         self._sentence += gap + word if self._sentence else word
-        if not self._fence and len(self._sentence) > MAX_CHARS:
+        if not self._fence and len(self._sentence) > self._max_chars:
             finished += self._cut()
         return finished
 
@@ -101,7 +103,7 @@ class SentenceStream:
     def _cut(self) -> list[str]:
         """Split the sentence, which has become too long, at its best border; keep what is after it."""
         for border in _CLAUSE_BORDERS:
-            ends = [m.end() for m in border.finditer(self._sentence, _MIN_CHARS, MAX_CHARS)]
+            ends = [m.end() for m in border.finditer(self._sentence, _MIN_CHARS, self._max_chars)]
             if ends:
                 break
         else:
