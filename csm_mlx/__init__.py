@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csm_mlx.config import CheckpointConfig as CheckpointConfig
     from csm_mlx.config import SamplingConfig as SamplingConfig
     from csm_mlx.frames import Turn as Turn
+    from csm_mlx.generate.batch import Utterance as Utterance
     from csm_mlx.generate.session import Csm as Csm
     from csm_mlx.generate.session import CsmSession as CsmSession
     from csm_mlx.generate.session import Snapshot as Snapshot
@@ -36,6 +37,7 @@ _HOMES = {
     "Snapshot": "csm_mlx.generate.session",
     "Speech": "csm_mlx.generate.speech",
     "SpeechStats": "csm_mlx.generate.speech",
+    "Utterance": "csm_mlx.generate.batch",
 }
 
 

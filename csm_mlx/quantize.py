@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -212,10 +212,13 @@ def dequantized_rows(
     return mx.dequantize(weight, scales, biases, group_size, bits, mode=mode, dtype=mx.float32)
 
 
-def dequantize_model(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Makes the quantized layers of a model float ones of the same values and of type `dtype`, in place."""
+def dequantize_model(model: nn.Module, dtype: mx.Dtype, paths: Collection[str] | None = None) -> None:
+    """Makes the quantized layers of a model float ones of the same values and of type `dtype`, in place; of all, or of
+    those at `paths`."""
     plain = []
     for path, layer in model.named_modules():
+        if paths is not None and path not in paths:
+            continue
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
             twin = nn.Linear(1, 1, bias=False) if isinstance(layer, nn.QuantizedLinear) else nn.Embedding(1, 1)
             twin.weight = dequantized(layer, dtype)
@@ -279,7 +282,7 @@ def bits_per_weight(model: nn.Module) -> float:
     n_weights = 0
     for _, module in model.named_modules():
         for name, p in module.items():
-            if not isinstance(p, mx.array) or name in ("scales", "biases"):
+            if not isinstance(p, mx.array) or name.startswith("_") or name in ("scales", "biases"):
                 continue
             packed = name == "weight" and p.dtype == mx.uint32
             n_weights += p.size * 32 // module.bits if packed else p.size

@@ -33,7 +33,7 @@ ALLOWED = {
     "plots": LEAVES,
     "recognize": LEAVES | {"audio"},
     "evaluate": LEAVES | {"audio", "frames", "generate", "measure", "plots", "recognize"},
-    "benchmark": LEAVES | {"models", "frames", "generate", "quantize", "sampling", "plots"},
+    "benchmark": LEAVES | {"nn", "models", "frames", "generate", "quantize", "sampling", "plots"},
     "quantize_report": LEAVES | {"nn", "models", "frames", "generate", "quantize", "checkpoint", "plots"},
     "train": LEAVES
     | {"audio", "frames", "jsonl", "nn", "models", "quantize", "lora", "checkpoint", "generate", "tokenizer", "plots"},

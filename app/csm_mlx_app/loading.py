@@ -11,16 +11,21 @@ if TYPE_CHECKING:
 
 
 def load(model: str | None, *, adapter: Path | None = None, speaks: bool = False) -> "Csm":
-    """speaks: say the checkpoint's notice, which is about its voice."""
+    """speaks: get ready to speak, and say the checkpoint's notice, which is about its voice."""
     source = options.resolve_model(model) if adapter is None else base_of(adapter, model)
     with console.progress("{task.completed:.0f}/{task.total:.0f} MB  {task.fields[name]}") as show:
 
         def on_progress(name: str, done: int, total: int) -> None:
             show(name=name, completed=done / 1e6, total=total / 1e6)
 
-        csm = csm_mlx.load(source, adapter=adapter, on_progress=on_progress)
-    if speaks and csm.config.notice:
-        console.note(csm.config.notice)
+        csm = csm_mlx.load(source, adapter=adapter, on_progress=on_progress, on_note=console.note)
+    if speaks:
+        from csm_mlx.checkpoint.load import give_back_memory
+
+        csm.model.prepare()
+        give_back_memory()
+        if csm.config.notice:
+            console.note(csm.config.notice)
     return csm
 
 

@@ -18,23 +18,24 @@ _CLOSERS = "\"')]}»”’*_"
 _BLOCK_BYTES = 1 << 16
 
 
-def read_script(words: list[str], file: Path | None, verbatim: bool) -> Iterator[str]:
-    """The sentences to speak; wrong usage when there is no source, or more than one, is raised at once."""
+def read_script(words: list[str], file: Path | None, verbatim: bool, by_line: bool = False) -> Iterator[str]:
+    """The sentences, or lines, to speak; wrong usage when there is no source, or more than one, is raised at once."""
+    cut = _lines if by_line else _sentences
     if words and words != ["-"] and file is not None:
         raise typer.BadParameter("give the text as an argument or as --file, not both", param_hint="--file")
     if words and words != ["-"]:
         chunks = [" ".join(words)]
     elif file is not None and str(file) != "-":
         if not options.existing_file(file, "--file").is_file():
-            return _sentences(_pipe(os.open(file, os.O_RDONLY)), verbatim)
+            return cut(_pipe(os.open(file, os.O_RDONLY)), verbatim)
         chunks = [file.read_text(encoding="utf-8-sig", errors="replace")]
         if "\0" in chunks[0]:  # sound, weights, or UTF-16: hours of babble
             raise typer.BadParameter(f"{file} is no plain text; save it as UTF-8", param_hint="--file")
     elif sys.stdin is None or (sys.stdin.isatty() and words != ["-"] and file is None):
         raise typer.BadParameter(NOTHING)
     else:
-        return _sentences(_pipe(sys.stdin.fileno()), verbatim)
-    sentences = list(_sentences(chunks, verbatim))
+        return cut(_pipe(sys.stdin.fileno()), verbatim)
+    sentences = list(cut(chunks, verbatim))
     if not sentences:
         raise typer.BadParameter(NOTHING)
     return iter(sentences)
@@ -73,4 +74,12 @@ def _sentences(chunks: Iterable[str], verbatim: bool) -> Iterator[str]:
 
     for sentence in finished():
         if spoken := (sentence if verbatim else speakable(sentence)).strip():
+            yield spoken
+
+
+def _lines(chunks: Iterable[str], verbatim: bool) -> Iterator[str]:
+    from csm_mlx.text import speakable
+
+    for line in "".join(chunks).splitlines():
+        if spoken := (line if verbatim else speakable(line)).strip():
             yield spoken

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class Spoken:
     """What was said so far, sentence by sentence."""
 
-    def __init__(self, csm: "Csm", seed: int):
+    def __init__(self, csm: "Csm", seed: int, load_s: float):
         self._csm = csm
         self._seed = seed
+        self._load_s = load_s
         self._frame_s = csm.frame_size / csm.sample_rate_hz
         self.sentences: list[tuple[str, Speech]] = []
         self.interrupted = False
@@ -107,6 +108,7 @@ class Spoken:
             "seed": self._seed,
             "frames": self.n_frames,
             "sound_s": self.sound_s,
+            "load_s": self._load_s,
             "first_audio_s": first,
             "work_s": self.work_s,
             "real_time_factor": self.real_time_factor,

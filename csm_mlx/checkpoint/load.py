@@ -1,13 +1,14 @@
 """Loads a checkpoint of any layout, strictly, into a model, its codec and its tokenizer."""
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from csm_mlx.checkpoint import hub
+from csm_mlx.checkpoint import hub, kernels, later
 from csm_mlx.checkpoint.adapter import apply_adapter, read_adapter
 from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, misfits, require_finite
 from csm_mlx.checkpoint.source import Source, open_source
@@ -20,6 +21,11 @@ from csm_mlx.quantize import apply_quantization, dequantize_model, named_paramet
 from csm_mlx.tokenizer import TextTokenizer, Tokenizer
 
 UNPACKED_BYTES = 256_000_000
+ON_DISK_BYTES = 64_000_000
+"""A quantized table of text embeddings of at least this size stays in its file: of csm-1b's 279 MB a conversation
+looks up a few."""
+_ENCODER = ("encoder", "encoder_transformer", "downsample")
+"""Parts of the codec that only encoding needs, 155 of Mimi's 384 MB: read when sound is first encoded."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def load_checkpoint(
     unpack: bool | None = None,
     adapter: str | Path | None = None,
     on_progress: hub.Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Checkpoint:
     """Load a folder in any published layout, a weight file, or a repository of the Hub (`org/name`).
 
@@ -53,6 +60,7 @@ def load_checkpoint(
     unpack: whether quantized weights become float ones in memory. None does so on the CPU, which multiplies floats
         several times faster, for models that then take at most `UNPACKED_BYTES`.
     adapter: a folder that a training made of this model. Float weights take it in; beside quantized ones it stays.
+    on_note: called with what the user should know of how the weights are held.
 
     Raises CheckpointError (a missing, extra, misshapen or broken tensor by name), ConfigError, HubError or
     TokenizerError.
@@ -66,15 +74,33 @@ def load_checkpoint(
     model = CsmModel(source.config.csm)
     if source.config.quantization:
         apply_quantization(model, source.config.quantization)
-    fill(model, source.model, dtype or _default_dtype(source.model), "the model")
-    if source.config.quantization and (_unpacks(source.config.csm) if unpack is None else unpack):
+    unpack = bool(source.config.quantization) and (_unpacks(source.config.csm) if unpack is None else unpack)
+    dtype = dtype or _default_dtype(source.model)
+    on_disk = [] if unpack else _text_table(model, source.model)
+    fill(model, source.model, dtype, "the model", on_disk)
+    if on_disk and isinstance(model.text_embeddings, nn.QuantizedEmbedding):
+        tensors = {name.rpartition(".")[2]: source.model[name] for name in on_disk}
+        model.update_modules({"text_embeddings": later.EmbeddingOnDisk(model.text_embeddings, tensors, dtype)})
+    if unpack:
         dequantize_model(model, model.dtype)
         mx.eval(model.parameters())
+    elif source.config.quantization and kernels.may_lack():
+        _mend(model, on_note)
     if trained is not None:
         apply_adapter(model, trained)
         fuse_model(model, only_float=True)
         settle(model)
-    return Checkpoint(model, load_codec(source), load_tokenizer(source), source.config, source.path)
+    checkpoint = Checkpoint(model, load_codec(source), load_tokenizer(source), source.config, source.path)
+    give_back_memory()
+    return checkpoint
+
+
+def give_back_memory() -> None:
+    """Returns to the system what was freed and kept for later use: after loading, nothing as large comes again."""
+    mx.clear_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone: others return it by themselves
+    if trim is not None:
+        trim(0)
 
 
 def _unpacks(config: CsmConfig) -> bool:
@@ -96,8 +122,30 @@ def load_tokenizer(source: Source) -> TextTokenizer:
 def load_codec(source: Source) -> Mimi:
     """The codec of an opened source alone."""
     codec = Mimi(source.config.codec)
-    fill(codec, source.codec, mx.float32, "the codec")
+    unread = [n for n, t in source.codec.items() if n.partition(".")[0] in _ENCODER and later.is_stored(t)]
+    fill(codec, source.codec, mx.float32, "the codec", unread)
     return codec
+
+
+def _text_table(model: CsmModel, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors of a text table that is better left on the disk; none of another."""
+    names = [name for name in tensors if name.startswith("text_embeddings.")]
+    n_bytes = sum(tensors[name].n_bytes for name in names)
+    packed = isinstance(model.text_embeddings, nn.QuantizedEmbedding)
+    return names if packed and n_bytes >= ON_DISK_BYTES and all(later.is_stored(tensors[n]) for n in names) else []
+
+
+def _mend(model: CsmModel, on_note: Callable[[str], None] | None) -> None:
+    """Makes float the quantized layers that this device cannot multiply with."""
+    if lacking := kernels.lacking(model):
+        dequantize_model(model, model.dtype, lacking)
+        mx.eval(model.parameters())
+        if on_note is not None:
+            on_note(
+                f"{len(lacking)} quantized layers have a shape that MLX cannot multiply on this device; they are held "
+                f"in memory as {str(model.dtype).rpartition('.')[2]}: {', '.join(lacking[:3])}"
+                + (", …" if len(lacking) > 3 else "")
+            )
 
 
 def _default_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
@@ -112,14 +160,19 @@ def stored_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
     return floats[0] if floats else mx.bfloat16
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: mx.Dtype, what: str) -> None:
-    """Give `module` exactly these weights, floats as `dtype`, and evaluate them.
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], dtype: mx.Dtype, what: str, unread: Collection[str] = ()
+) -> None:
+    """Give `module` exactly these weights, floats as `dtype`, and evaluate them but for the stored ones `unread`.
 
     `CheckpointError` names what is missing, extra, misshapen, of the wrong type or not finite.
     """
     check_fit(module, tensors, what)
     weights, finite = {}, {}
     for name, tensor in tensors.items():
+        if name in unread:
+            later.check_finite(tensor)
+            continue
         weights[name] = tensor.load()
         if tensor.dtype in FLOATS:
             finite[name] = is_finite(weights[name])
@@ -129,6 +182,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: mx.Dtype, what
         if not good.item():
             tensor = tensors[name]
             require_finite(tensor.name, tensor.file, tensor.load())
+    for name, array in later.unread({name: tensors[name] for name in unread}).items():
+        weights[name] = array.astype(dtype) if array.dtype in FLOATS else array
     module.load_weights(list(weights.items()))
     module.eval()
 

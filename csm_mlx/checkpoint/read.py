@@ -8,7 +8,7 @@ https://huggingface.co/docs/safetensors#format
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,46 @@ _SHOWN = 5
 """Names listed of each kind of misfit."""
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Reads rows of a tensor as its file holds it; what is made of a tensor has another `read`."""
+
+    path: Path
+    position: int
+    """Of the first row's first byte."""
+    name: str
+    stored: str
+    row_shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * _ITEM_BYTES[self.stored]
+
+    def __call__(self, start: int, stop: int) -> mx.array:
+        with self.path.open("rb") as file:
+
+            def read(position: int, buffer: memoryview) -> int:
+                file.seek(position)
+                return file.readinto(buffer)
+
+            return self.gather([(start, stop)], read)
+
+    def gather(self, ranges: Sequence[tuple[int, int]], read: Callable[[int, memoryview], int]) -> mx.array:
+        """Rows of several ranges one behind the other; `read` fills a buffer from a position of the file and returns
+        how many bytes it had. `CheckpointError` when those are too few."""
+        values = np.empty((sum(stop - start for start, stop in ranges), *self.row_shape), _NUMPY_DTYPES[self.stored])
+        buffer, filled = values.data.cast("B") if values.size else memoryview(bytearray()), 0
+        for start, stop in ranges:
+            part = buffer[filled : filled + (stop - start) * self.row_bytes]
+            if read(self.position + start * self.row_bytes, part) != len(part):
+                raise CheckpointError(
+                    f"{self.path} ended while {self.name!r} was read; it changed meanwhile, or the disk fails"
+                )
+            filled += len(part)
+        array = mx.array(values)
+        return array.view(mx.bfloat16) if self.stored == "BF16" else array
 
 
 @dataclass(frozen=True)
@@ -203,19 +243,7 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], position: int) -> Tens
         raise CheckpointError(f"{path} has a broken header: {name!r} has the type {stored!r}; fetch it again")
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
         raise CheckpointError(f"{path} has a broken header: {name!r} has the shape {shape!r}; fetch it again")
-    row_shape = tuple(shape[1:])
-
-    def read(start: int, stop: int) -> mx.array:
-        dtype = np.dtype(_NUMPY_DTYPES[stored])
-        row = math.prod(row_shape)
-        values = np.empty((stop - start) * row, dtype)
-        with path.open("rb") as file:
-            file.seek(position + start * row * dtype.itemsize)
-            if file.readinto(values.data.cast("B")) != values.nbytes:
-                raise CheckpointError(f"{path} ended while {name!r} was read; it changed meanwhile, or the disk fails")
-        array = mx.array(values.reshape(stop - start, *row_shape))
-        return array.view(mx.bfloat16) if stored == "BF16" else array
-
+    read = StoredRows(path, position, name, stored, tuple(shape[1:]))
     return Tensor(name, path.name, stored, tuple(shape), read)
 
 

@@ -11,9 +11,10 @@ from csm_mlx.errors import ContextError
 from csm_mlx.frames import TurnRows
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.nn import cache
+from csm_mlx.nn.transformer import BLOCK
 
-PREFILL_ROWS = 256
-"""Rows run at once, for which the weights are read once: bounds the memory of a prefill."""
+PREFILL_ROWS = BLOCK
+"""Rows run at once."""
 EMBEDDED_ROWS = 32
 """Rows embedded at once: a row of sound is the sum of K lookups."""
 GROWTH = 512
@@ -190,7 +191,7 @@ class Context:
         for start in range(0, rows.shape[1], PREFILL_ROWS):
             end = min(start + PREFILL_ROWS, rows.shape[1])
             parts = [embed(rows[:, i : min(i + EMBEDDED_ROWS, end)]) for i in range(start, end, EMBEDDED_ROWS)]
-            hidden, self._state = self._model.backbone(mx.concatenate(parts, axis=1), self._state)
+            hidden, self._state = self._model.backbone(mx.concatenate(parts, axis=1), self._state, last_only=True)
             mx.eval(hidden, self._state)
         self.n_positions += rows.shape[1]
         return hidden[:, -1]

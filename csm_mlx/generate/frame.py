@@ -12,7 +12,8 @@ def sample_frame(model: CsmModel, hidden: mx.array, sampler: Sampler, key: mx.ar
     """Draws the codes of the frame that a backbone state predicts; builds the graph and waits for nothing.
 
     hidden: (B, dim), the backbone's normed state of the last row.
-    key: of `mx.random`; all noise of the frame comes from it.
+    key: of `mx.random`; all noise of the frame comes from it. (B, 2), one per row, where each is to draw what it would
+        draw alone.
 
     Returns codes (B, n_codebooks) int32, all below `codebook_size`: specials and padding are never drawn.
     """
@@ -23,8 +24,8 @@ def sample_frame(model: CsmModel, hidden: mx.array, sampler: Sampler, key: mx.ar
     x = mx.stack([model.depth_input(hidden), model.depth_code(codes[0], 0)], axis=1).reshape(2 * batch, -1)
     state, n_steps = model.depth_decoder.make_state(batch, hidden.dtype, 0), 2
     for k in range(1, n_codebooks):
-        y, state = model.depth_decoder.rows(x, n_steps, state)
-        codes.append(sampler(model.code_logits(y if n_steps == 1 else y[1::2], k), noise[k]))
+        y, state = model.depth_decoder.rows(x, n_steps, state, last_only=True)
+        codes.append(sampler(model.code_logits(y, k), noise[k]))
         if k + 1 < n_codebooks:
             x, n_steps = model.depth_code(codes[k], k), 1
     return mx.concatenate(codes, axis=1).astype(mx.int32)
@@ -32,5 +33,8 @@ def sample_frame(model: CsmModel, hidden: mx.array, sampler: Sampler, key: mx.ar
 
 def _noise(sampler: Sampler, key: mx.array, shape: tuple[int, int, int]) -> Sequence[mx.array | None]:
     """One (B, V) per codebook."""
-    noise = sampler.noise(key, shape)
+    if key.ndim == 2 and sampler.config.temperature > 0:
+        noise = mx.vmap(lambda own: sampler.noise(own, (shape[0], shape[2])), out_axes=1)(key)
+    else:
+        noise = sampler.noise(key, shape)
     return [None] * shape[0] if noise is None else list(mx.split(noise.reshape(-1, shape[2]), shape[0]))

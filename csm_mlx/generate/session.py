@@ -1,6 +1,7 @@
 """Conversations: what a programmer holds."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from csm_mlx.config import CheckpointConfig, SamplingConfig
 from csm_mlx.errors import ConfigError
-from csm_mlx.frames import Turn, TurnRows, check_codes, check_pcm, text_ids
+from csm_mlx.frames import Turn, TurnRows, check_codes, check_pcm, check_speaker, text_ids
+from csm_mlx.generate.batch import Utterance, utterances
 from csm_mlx.generate.context import Context, ContextSnapshot
 from csm_mlx.generate.speech import Speech
 from csm_mlx.models.csm import CsmModel
@@ -43,6 +45,51 @@ class Csm:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")
         return CsmSession(self, seed, sampling or self.config.sampling)
+
+    def generate_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 8,
+        speaker: int = 0,
+        reference: Turn | Sequence[Turn] = (),
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        max_seconds: float | None = None,
+    ) -> Iterator[Utterance]:
+        """Speaks many texts, `batch_size` at a time, each as a new session with this seed and reference would.
+
+        Yields them as they end, in any order; takes texts as rows get free, so that they may be many. A text that
+        cannot be spoken is an utterance with an error. Raises ConfigError, and what `CsmSession.add` does for a
+        reference.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}, expected a whole number from 1 on")
+        check_speaker(speaker)
+        self.max_frames(max_seconds)
+        session, sampling = self.session(seed=seed, sampling=sampling), sampling or self.config.sampling
+        for turn in (reference,) if isinstance(reference, Turn) else reference:
+            session.add(turn, reference=True)
+        return utterances(
+            session,
+            self.model,
+            self.codec,
+            Sampler(sampling),
+            iter(texts),
+            batch_size=batch_size,
+            speaker=speaker,
+            max_seconds=max_seconds,
+        )
+
+    def max_frames(self, max_seconds: float | None) -> int | None:
+        """How many frames so many seconds are, at least one; None for as many as a text could need."""
+        if max_seconds is None:
+            return None
+        if not max_seconds > 0:
+            raise ConfigError(f"max_seconds is {max_seconds}, expected more than 0")
+        # It may be endless; the positions are not.
+        n_frames = min(max_seconds * self.codec.config.frame_rate_hz, self.config.csm.max_positions)
+        return max(1, math.floor(n_frames + 1e-6))  # 2.32 s are 28.999… frames to a computer
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Sound (n_samples,) at `sample_rate_hz` to codes (n_frames, n_codebooks) int32; the last frame is padded."""
@@ -111,12 +158,7 @@ class CsmSession:
         self._end_speech()
         if not text.strip():
             raise ConfigError("there is no text to speak; give at least one word")
-        if max_seconds is not None and not max_seconds > 0:
-            raise ConfigError(f"max_seconds is {max_seconds}, expected more than 0")
-        max_frames = None
-        if max_seconds is not None:  # which may be endless; the positions are not
-            n_frames = min(max_seconds * self._csm.codec.config.frame_rate_hz, self._csm.config.csm.max_positions)
-            max_frames = max(1, math.floor(n_frames + 1e-6))  # 2.32 s are 28.999… frames to a computer
+        max_frames = self._csm.max_frames(max_seconds)
         self._key, key = mx.random.split(self._key)
         mx.eval(self._key)
         self._speech = Speech(
@@ -130,6 +172,17 @@ class CsmSession:
             key=key,
         )
         return self._speech
+
+    def make_room(self, n_positions: int) -> None:
+        """Forgets now, in idle time, what would have to be forgotten before `n_positions` more were spoken or added.
+
+        Only the oldest turns that are no reference go, whole; where that is not enough, no more is done.
+        """
+        self._end_speech()
+        last = self.turns[-1:]
+        self._context.reserve(n_positions)
+        if self.turns[-1:] != last:  # what was spoken last is forgotten: there is nothing to cut
+            self._n_spoken = None
 
     def cut(self, n_frames: int) -> None:
         """Cuts the turn just spoken to its first `n_frames`, those that were heard; 0 takes it out altogether.

@@ -5,11 +5,12 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from csm_mlx.config import MimiConfig, SamplingConfig
 from csm_mlx.errors import ContextError, GenerationError
 from csm_mlx.frames import is_end
 from csm_mlx.generate.context import Context, ContextSnapshot
@@ -17,6 +18,7 @@ from csm_mlx.generate.frame import sample_frame
 from csm_mlx.generate.tail import Tail, is_silent
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
+from csm_mlx.nn.cache import CacheState
 from csm_mlx.sampling import Sampler
 
 N_RETRIES = 3
@@ -66,6 +68,73 @@ def limit_frames(text: str, frame_rate_hz: float) -> int:
     return math.ceil(max(MIN_LIMIT_S, LIMIT_S_PER_CHARACTER * len(text)) * frame_rate_hz)
 
 
+class Guards:
+    """Which of the frames drawn are said, and when an utterance is over: at its end frame, its limit, or where the
+    model is stuck or has fallen silent. Takes a frame, then its sound, and so on."""
+
+    def __init__(self, text: str, sampling: SamplingConfig, codec: MimiConfig, limit: int = 0):
+        self._text, self._codec = text, codec
+        self._max_retries = 0 if sampling.temperature == 0 else N_RETRIES
+        self._n_silent = self._n_repeats = 0
+        self.limit = limit
+        """The most frames that it may have; known once the context has made room."""
+        self.codes: list[np.ndarray] = []
+        """Frames (n_codebooks,) that are said."""
+        self.stop: Stop | None = None
+        self.n_retries = 0
+
+    def retries(self, first: np.ndarray) -> bool:
+        """Whether the first frame (n_codebooks,) is to be drawn again, because it is an end frame; GenerationError once
+        that was tried often enough."""
+        if not is_end(first):
+            return False
+        if self.n_retries == self._max_retries:
+            n_tries = 1 + self._max_retries
+            raise GenerationError(
+                f"the model ended its turn before the first frame of {self._text!r:.60}, in {n_tries} of {n_tries} "
+                "tries; try another seed, a temperature above 0, or a voice with a longer reference"
+            )
+        self.n_retries += 1
+        return True
+
+    def take(self, frame: np.ndarray) -> bool:
+        """The next frame drawn (n_codebooks,); whether it is said, and not the end frame."""
+        if is_end(frame):
+            self.stop = "end"
+            return False
+        self._n_repeats = self._n_repeats + 1 if self.codes and np.array_equal(frame, self.codes[-1]) else 0
+        self.codes.append(frame)
+        return True
+
+    def hear(self, pcm: np.ndarray) -> None:
+        """The sound (frame_size,) of the frame just taken, which was handed out; sets `stop` where it was the last."""
+        self._n_silent = self._n_silent + 1 if is_silent(pcm) else 0
+        if self._n_repeats >= MAX_REPEATS:
+            self._drop("repeat", self._n_repeats)
+        elif self._n_silent * self._codec.frame_size >= MAX_SILENCE_S * self._codec.sample_rate_hz:
+            self._drop("silence", self._n_silent - 1)
+        elif len(self.codes) >= self.limit:
+            self.stop = "length"
+
+    def _drop(self, stop: Stop, n_frames: int) -> None:
+        """Ends the turn without its last `n_frames`, in which nothing was said."""
+        self.stop = stop
+        del self.codes[len(self.codes) - n_frames :]
+
+
+class Prefilled(NamedTuple):
+    """An utterance before its first frame, taken out of its session."""
+
+    hidden: mx.array
+    """(1, dim), the state that predicts the first frame."""
+    state: CacheState
+    """The backbone's, of one row: all that was said before, and the text."""
+    key: mx.array
+    """Of its noise."""
+    limit: int
+    """The most frames that it may have."""
+
+
 class Speech(Iterator[np.ndarray]):
     """An utterance as it is made: iterate over it for sound, (n_samples,) float32 in [-1, 1], about a frame at a time.
 
@@ -88,13 +157,11 @@ class Speech(Iterator[np.ndarray]):
         self._model, self._codec, self._context = model, codec, context
         self._text, self._text_ids = text, text_ids
         self._max_frames, self._sampler, self._key = max_frames, sampler, key
-        self._codes: list[np.ndarray] = []
+        self._guards = Guards(text, sampler.config, codec.config)
         self._n_samples = 0
-        self._n_retries = 0
         self._n_kept = 0
         self._prefill_s = self._work_s = 0.0
         self._first_audio_s: float | None = None
-        self._stop: Stop | None = None
         self._generator = self._run()
 
     def __iter__(self) -> "Speech":
@@ -117,7 +184,13 @@ class Speech(Iterator[np.ndarray]):
     def close(self) -> None:
         """Ends the turn after the frames made so far, which stay in the session; harmless when it has ended."""
         self._generator.close()
-        self._stop = self._stop or "closed"  # also where it never began
+        self._guards.stop = self._guards.stop or "closed"  # also where it never began
+
+    def prefilled(self) -> Prefilled:
+        """Its text in the context, for somebody who goes on with that elsewhere; instead of iterating, and the session
+        has to be rewound. ContextError as when iterating."""
+        hidden = self._open()
+        return Prefilled(hidden, self._context.snapshot().state, self._key, self._guards.limit)
 
     @property
     def n_kept(self) -> int:
@@ -127,39 +200,42 @@ class Speech(Iterator[np.ndarray]):
     @property
     def codes(self) -> np.ndarray:
         """(n_frames, n_codebooks) int32 of the turn so far, without the end frame."""
-        return np.array(self._codes, np.int32).reshape(-1, self._model.config.n_codebooks)
+        return np.array(self._guards.codes, np.int32).reshape(-1, self._model.config.n_codebooks)
 
     @property
     def stats(self) -> SpeechStats:
         """Of the utterance so far."""
         return SpeechStats(
-            n_frames=len(self._codes),
+            n_frames=len(self._guards.codes),
             sound_s=self._n_samples / self._codec.config.sample_rate_hz,
             prefill_s=self._prefill_s,
             first_audio_s=self._first_audio_s,
             work_s=self._work_s,
-            stop=self._stop,
-            n_retries=self._n_retries,
+            stop=self._guards.stop,
+            n_retries=self._guards.n_retries,
         )
 
     def _run(self) -> Generator[np.ndarray, None, None]:
         started = time.perf_counter()
-        limit = self._reserve()
-        hidden = self._context.open_turn(self._text_ids)
+        hidden = self._open()
         try:
             mx.eval(hidden)
             self._prefill_s = time.perf_counter() - started
             tail = Tail(self._codec.config.sample_rate_hz)
-            with closing(self._frames(hidden, limit)) as frames:
+            with closing(self._frames(hidden)) as frames:
                 for pcm in frames:
                     yield np.clip(tail.push(pcm), -1.0, 1.0)
             yield np.clip(tail.finish(), -1.0, 1.0)
         finally:
-            if self._stop is None:
-                self._stop = "closed"
+            if self._guards.stop is None:
+                self._guards.stop = "closed"
             # The turn ends in the cache like one that was heard whole, whatever ended it here.
             self._context.close_turn(self.codes)
-            self._n_kept = len(self._codes)
+            self._n_kept = len(self._guards.codes)
+
+    def _open(self) -> mx.array:
+        self._guards.limit = self._reserve()
+        return self._context.open_turn(self._text_ids)
 
     def _reserve(self) -> int:
         """Makes room in the context; the most frames that this utterance may have. An error forgets nothing."""
@@ -175,40 +251,28 @@ class Speech(Iterator[np.ndarray]):
         self._context.reserve(n_text + min(limit, expected_frames(self._text, frame_rate_hz)) + 1)
         return min(limit, self._context.free_positions - n_text - 1)
 
-    def _frames(self, hidden: mx.array, limit: int) -> Generator[np.ndarray, None, None]:
-        """Decoded frames (frame_size,) until the end frame, a guard or the limit; sets `_codes` and `_stop`.
+    def _frames(self, hidden: mx.array) -> Generator[np.ndarray, None, None]:
+        """Decoded frames (frame_size,) until the guards say that it is over.
 
         While the device computes a frame and its sound, Python builds the graph of the next one, before it knows that
         there is one. It is queued once the sound is handed out: MLX lets Python wait in `async_eval` until but ten
         command buffers are left, and the sound would wait with it. A graph that is not queued costs nothing.
         """
-        n_silent = n_repeats = 0
-        codec_state = None
+        guards, codec_state = self._guards, None
         codes = self._first(hidden)
         before: ContextSnapshot | None = None
         try:
             while True:
                 decoded, codec_state = self._codec.decode(codes[:, None], codec_state)
                 mx.async_eval(decoded, codec_state)
-                before, last = self._context.snapshot(), len(self._codes) + 1 >= limit
+                before, last = self._context.snapshot(), len(guards.codes) + 1 >= guards.limit
                 following = None if last else self._built(self._context.step(codes))
-                frame = np.array(codes)[0]
-                if is_end(frame):
-                    self._stop = "end"
+                if not guards.take(np.array(codes)[0]):
                     return
-                n_repeats = n_repeats + 1 if self._codes and np.array_equal(frame, self._codes[-1]) else 0
-                self._codes.append(frame)
                 pcm = np.array(decoded, dtype=np.float32)[0, :, 0]
-                n_silent = n_silent + 1 if is_silent(pcm) else 0
                 yield pcm
-                if n_repeats >= MAX_REPEATS:
-                    self._drop("repeat", n_repeats)
-                    return
-                if n_silent * self._codec.config.frame_size >= MAX_SILENCE_S * self._codec.config.sample_rate_hz:
-                    self._drop("silence", n_silent - 1)
-                    return
-                if following is None:
-                    self._stop = "length"
+                guards.hear(pcm)
+                if guards.stop is not None or following is None:
                     return
                 before = None  # else what the next frame writes into the cache would be written into a copy
                 codes = self._queued(*following)
@@ -230,18 +294,7 @@ class Speech(Iterator[np.ndarray]):
 
     def _first(self, hidden: mx.array) -> mx.array:
         """The first frame, (1, n_codebooks), computed; tried again where it is an end frame."""
-        n_tries = 1 if self._sampler.config.temperature == 0 else 1 + N_RETRIES
-        for attempt in range(n_tries):
+        while True:
             codes = self._queued(*self._built(hidden))
-            if not is_end(np.array(codes)[0]):
-                self._n_retries = attempt
+            if not self._guards.retries(np.array(codes)[0]):
                 return codes
-        raise GenerationError(
-            f"the model ended its turn before the first frame of {self._text!r:.60}, in {n_tries} of {n_tries} tries; "
-            "try another seed, a temperature above 0, or a voice with a longer reference"
-        )
-
-    def _drop(self, stop: Stop, n_frames: int) -> None:
-        """Ends the turn without its last `n_frames`, in which nothing was said."""
-        self._stop = stop
-        del self._codes[len(self._codes) - n_frames :]

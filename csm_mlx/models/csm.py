@@ -14,7 +14,7 @@ from csm_mlx.config import CsmConfig
 from csm_mlx.nn.linear import Product
 from csm_mlx.nn.transformer import Transformer
 
-CODE_TABLE_SHARE = 0.05
+CODE_TABLE_SHARE = 0.055
 CODE_TABLE_BYTES = 64_000_000
 """The codes' embeddings as the depth decoder takes them are made ahead where they are no more than that share of the
 weights, or than so many bytes."""
@@ -35,6 +35,7 @@ class CsmModel(nn.Module):
         self.audio_head = [nn.Linear(depth_dim, rows, bias=False) for _ in range(config.n_codebooks - 1)]
         self._config = config
         first = Product("codebook0_head", n_rows=config.codebook_size)
+        self._projection = Product("projection")
         self._logits = [first, *(Product(k, n_rows=config.codebook_size) for k in range(config.n_codebooks - 1))]
         self._codes = CodeTable()
 
@@ -42,6 +43,7 @@ class CsmModel(nn.Module):
         """Makes the weights ready to speak with, to be called again when they have changed; their names stay."""
         self.backbone.prepare()
         self.depth_decoder.prepare()
+        self._projection.prepare(self)
         for codebook, logits in enumerate(self._logits):
             logits.prepare(self["audio_head"] if codebook else self)
         self._codes.prepare(self)
@@ -68,9 +70,9 @@ class CsmModel(nn.Module):
         offsets = mx.arange(self.config.n_codebooks, dtype=mx.int32) * self.config.audio_vocab_size
         return self.audio_embeddings(codes + offsets).astype(self.dtype).sum(axis=2)
 
-    def depth_input(self, embedding: mx.array) -> mx.array:
-        """A backbone state or a code's embedding (…, dim), as the depth decoder takes it: (…, depth dim)."""
-        return self.projection(embedding)
+    def depth_input(self, rows: mx.array) -> mx.array:
+        """Backbone states or codes' embeddings (N, dim), as the depth decoder takes them: (N, depth dim)."""
+        return self._projection(self, rows)
 
     def depth_code(self, codes: mx.array, codebook: int) -> mx.array:
         """Codes of one codebook (B, 1), as the depth decoder takes them: (B, depth dim)."""
@@ -93,7 +95,7 @@ class CsmModel(nn.Module):
         n_codebooks = self.config.n_codebooks
         offsets = mx.arange(n_codebooks - 1, dtype=mx.int32) * self.config.audio_vocab_size
         embeddings = self.audio_embeddings(codes[:, :-1] + offsets).astype(self.dtype)
-        x = self.depth_input(mx.concatenate([hidden[:, None], embeddings], axis=1))
+        x = self.projection(mx.concatenate([hidden[:, None], embeddings], axis=1))
         y, _ = self.depth_decoder(x, self.depth_decoder.make_state(x.shape[0], x.dtype, n_codebooks))
         logits = [self.codebook0_head(hidden)] + [head(y[:, k + 1]) for k, head in enumerate(self.audio_head)]
         return mx.stack(logits, axis=1)[..., : self.config.audio_vocab_size].astype(mx.float32)

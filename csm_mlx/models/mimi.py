@@ -14,6 +14,7 @@ from mlx.utils import tree_map
 from csm_mlx.config import MimiConfig
 from csm_mlx.errors import AudioError
 from csm_mlx.models.seanet import SeaNetDecoder, SeaNetEncoder
+from csm_mlx.nn.cache import CacheState
 from csm_mlx.nn.conv import CausalConv1d, DepthwiseUpsample
 from csm_mlx.nn.quantizer import SplitQuantizer
 from csm_mlx.nn.transformer import Transformer
@@ -23,6 +24,9 @@ State = dict[str, Any]
 
 CHUNK_FRAMES = 64
 """Frames per pass of a long call (5 s): memory stays bounded however long the sound is."""
+
+STREAM_FRAMES = 8
+"""Frames that a stream takes in one step of its transformers, whatever it began with."""
 
 
 class Mimi(nn.Module):
@@ -54,23 +58,30 @@ class Mimi(nn.Module):
     def _dtype(self) -> mx.Dtype:
         return self.encoder.init_conv.weight.dtype
 
-    def _make_encoder_state(self, batch: int) -> State:
+    def _make_encoder_state(self, batch: int, n_frames: int) -> State:
         state = {
             "seanet": self.encoder.make_state(batch, self._dtype),
-            "transformer": self.encoder_transformer.make_state(batch, self._dtype),
+            "transformer": self._make_transformer_state(self.encoder_transformer, batch, n_frames),
         }
         if self._resamples:
             state["downsample"] = self.downsample.make_state(batch, self._dtype)
         return state
 
-    def _make_decoder_state(self, batch: int) -> State:
+    def _make_decoder_state(self, batch: int, n_frames: int) -> State:
         state = {
-            "transformer": self.decoder_transformer.make_state(batch, self._dtype),
+            "transformer": self._make_transformer_state(self.decoder_transformer, batch, n_frames),
             "seanet": self.decoder.make_state(batch, self._dtype),
         }
         if self._resamples:
             state["upsample"] = self.upsample.make_state(batch, self._dtype)
         return state
+
+    def _make_transformer_state(self, transformer: Transformer, batch: int, n_frames: int) -> CacheState:
+        """A ring for calls like the first one, of `n_frames`, and for longer ones in several steps: all of it is
+        attended to, so that it should be no larger."""
+        transformer.prepare()
+        n_steps = min(max(n_frames, STREAM_FRAMES), CHUNK_FRAMES) * self.config.downsample_stride
+        return transformer.make_state(batch, self._dtype, (self.config.transformer.window or 0) + n_steps - 1)
 
     def encode(
         self, pcm: mx.array, state: State | None = None, *, n_codebooks: int | None = None
@@ -105,7 +116,8 @@ class Mimi(nn.Module):
                 x, new["downsample"] = self.downsample(x, state["downsample"])
             return self.quantizer.encode(x, n_codebooks), new
 
-        return _chunked(encode_chunk, pcm, frame_size, state or self._make_encoder_state(pcm.shape[0]))
+        state = state or self._make_encoder_state(pcm.shape[0], pcm.shape[1] // frame_size)
+        return _chunked(encode_chunk, pcm, frame_size, state)
 
     def decode(self, codes: mx.array, state: State | None = None) -> tuple[mx.array, State]:
         """Codes to sound.
@@ -131,7 +143,7 @@ class Mimi(nn.Module):
             x, new["seanet"] = self.decoder(x, state["seanet"])
             return x, new
 
-        return _chunked(decode_chunk, codes, 1, state or self._make_decoder_state(codes.shape[0]))
+        return _chunked(decode_chunk, codes, 1, state or self._make_decoder_state(*codes.shape[:2]))
 
     def _check_codebooks(self, n_codebooks: int | None) -> int:
         if n_codebooks is None:

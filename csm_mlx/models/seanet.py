@@ -6,14 +6,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.config import MimiConfig
+from csm_mlx.nn.activations import elu
 from csm_mlx.nn.conv import CausalConv1d, CausalConvTranspose1d
-from csm_mlx.nn.elu import elu
 
 State = dict[str, Any]
 """A tree of arrays: one entry per streaming layer."""
 
 BLOCK = 16
-"""Latents per pass of a long call: what the widest layers make then stays near the processor."""
+"""Latents per pass of a long call through the layers of many steps: what they make then stays near the processor. Those
+of few steps take all at once: they have nine tenths of the weights, which then are read once."""
 
 
 class Residual(nn.Module):
@@ -38,12 +39,21 @@ def _residuals(dim: int, config: MimiConfig) -> list[Residual]:
     return [Residual(dim, config, config.dilation_base**j) for j in range(config.n_residual_layers)]
 
 
-def _run(layers: list[Residual], x: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
+def _run(layers: list[Any], x: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
     new = []
     for layer, state in zip(layers, states, strict=True):
         x, state = layer(x, state)
         new.append(state)
     return x, new
+
+
+def _run_in_passes(layers: list[Any], x: mx.array, states: list[State], n_steps: int) -> tuple[mx.array, list[State]]:
+    """`_run` over `n_steps` of x at a time."""
+    outputs = []
+    for start in range(0, x.shape[1], n_steps):
+        y, states = _run(layers, x[:, start : start + n_steps], states)
+        outputs.append(y)
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1), states
 
 
 class EncoderBlock(nn.Module):
@@ -89,8 +99,6 @@ class DecoderBlock(nn.Module):
 class _SeaNet(nn.Module):
     """A first convolution, a block per ratio, a last convolution."""
 
-    _latent: int
-    """Input steps per latent."""
     init_conv: CausalConv1d
     blocks: list[Any]
     final_conv: CausalConv1d
@@ -103,17 +111,13 @@ class _SeaNet(nn.Module):
         }
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
-        outputs, step = [], BLOCK * self._latent
-        for start in range(0, x.shape[1], step):
-            y, state = self._pass(x[:, start : start + step], state)
-            outputs.append(y)
-        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1), state
-
-    def _pass(self, x: mx.array, state: State) -> tuple[mx.array, State]:
-        x, init_conv = self.init_conv(x, state["init_conv"])
-        x, blocks = _run(self.blocks, x, state["blocks"])
-        x, final_conv = self.final_conv(elu(x), state["final_conv"])
+        layers = [self.init_conv, *self.blocks, lambda x, state: self.final_conv(elu(x), state)]
+        states = [state["init_conv"], *state["blocks"], state["final_conv"]]
+        x, (init_conv, *blocks, final_conv) = self._run(layers, x, states)
         return x, {"init_conv": init_conv, "blocks": blocks, "final_conv": final_conv}
+
+    def _run(self, layers: list[Any], x: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
+        raise NotImplementedError
 
 
 class SeaNetEncoder(_SeaNet):
@@ -121,7 +125,7 @@ class SeaNetEncoder(_SeaNet):
 
     def __init__(self, config: MimiConfig):
         super().__init__()
-        width, self._latent = config.n_filters, config.hop
+        width, self._hop = config.n_filters, config.hop
         self.init_conv = CausalConv1d(1, width, config.kernel_size)
         self.blocks = []
         for ratio in reversed(config.ratios):
@@ -129,13 +133,18 @@ class SeaNetEncoder(_SeaNet):
             width *= 2
         self.final_conv = CausalConv1d(width, config.dim, config.last_kernel_size)
 
+    def _run(self, layers: list[Any], x: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
+        x, many = _run_in_passes(layers[:-2], x, states[:-2], BLOCK * self._hop)
+        x, few = _run(layers[-2:], x, states[-2:])
+        return x, many + few
+
 
 class SeaNetDecoder(_SeaNet):
     """Latents (B, T, dim) to PCM (B, T * hop, 1)."""
 
     def __init__(self, config: MimiConfig):
         super().__init__()
-        self._latent = 1
+        self._first_ratio = config.ratios[0]
         width = config.n_filters * 2 ** len(config.ratios)
         self.init_conv = CausalConv1d(config.dim, width, config.kernel_size)
         self.blocks = []
@@ -143,3 +152,8 @@ class SeaNetDecoder(_SeaNet):
             self.blocks.append(DecoderBlock(width, ratio, config))
             width //= 2
         self.final_conv = CausalConv1d(width, 1, config.last_kernel_size)
+
+    def _run(self, layers: list[Any], x: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
+        x, few = _run(layers[:2], x, states[:2])
+        x, many = _run_in_passes(layers[2:], x, states[2:], BLOCK * self._first_ratio)
+        return x, few + many

@@ -6,11 +6,16 @@ are immutable: keeping an old state costs nothing until the next write, which th
 Position p lives in slot p % capacity. Attention without a window counts its positions in Python, so that a step needs
 no mask; one that is full grows by what is written. A window of W positions fed T at a time needs a ring of W + T - 1
 slots and then never ends: its count is in the graph.
+
+Rows of unlike length are right-aligned (`aligned`): all write to one slot, and what stands before a row's first
+position is padding, which a mask hides.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import mlx.core as mx
+import numpy as np
 
 
 class CacheState(TypedDict):
@@ -20,6 +25,8 @@ class CacheState(TypedDict):
     """Positions written so far: an int, or () int32 for a ring."""
     keys: list[mx.array]
     values: list[mx.array]
+    padding: tuple[int, ...]
+    """Slots before each row's first position; () where no row has any, as in a ring."""
 
 
 class Step(NamedTuple):
@@ -28,11 +35,14 @@ class Step(NamedTuple):
     n_steps: int
     """T."""
     offset: int | mx.array
-    """Position of the first of them."""
+    """Position of the first of them, padding included."""
+    positions: int | mx.array
+    """The same for the rotation, without the padding: also (B,) int32, one per row."""
     slots: mx.array
     """Where their keys and values go: (1,) int32, the first, or (1, 1, T, 1) int32 for a ring."""
     mask: mx.array | str | None
-    """Which slots each of them sees: (T, capacity) bool for a ring; None for all of those written up to here."""
+    """Which slots each of them sees: (T, capacity) bool for a ring, (B, 1, 1, written) bool beside padding; "causal"
+    for those written up to itself; None, with one step, for all of those written up to here."""
     turns: mx.array | None = None
     """How their queries and keys are turned, made once (`rope.turned`); None where every layer has it done."""
 
@@ -46,6 +56,7 @@ def make_cache(
         "offset": mx.array(0, mx.int32) if ring else 0,
         "keys": [mx.zeros(shape, dtype) for _ in range(n_layers)],
         "values": [mx.zeros(shape, dtype) for _ in range(n_layers)],
+        "padding": (),
     }
 
 
@@ -58,7 +69,7 @@ def grow(state: CacheState, new_capacity: int) -> CacheState:
     """The same positions with room for more. Only for a cache that is no ring."""
     extra = [(0, 0), (0, 0), (0, max(0, new_capacity - capacity(state))), (0, 0)]
     return {
-        "offset": state["offset"],
+        **state,
         "keys": [mx.pad(keys, extra) for keys in state["keys"]],
         "values": [mx.pad(values, extra) for values in state["values"]],
     }
@@ -67,13 +78,60 @@ def grow(state: CacheState, new_capacity: int) -> CacheState:
 def rewind(state: CacheState, n_positions: int) -> CacheState:
     """The cache as it was after `n_positions`. Only for a cache that is no ring: later slots are not looked at, and
     written over when positions come again."""
-    return {"offset": n_positions, "keys": state["keys"], "values": state["values"]}
+    return {**state, "offset": n_positions}
 
 
-def step(offset: int | mx.array, n_steps: int, n_slots: int, window: int | None) -> Step:
-    """Slots and mask for positions `offset ... offset + n_steps - 1` of a cache with `n_slots` slots."""
+def chosen(state: CacheState, rows: list[int]) -> CacheState:
+    """Only those rows of a cache, in that order; their padding stays."""
+    index, padding = mx.array(rows, mx.int32), paddings(state)
+    return {
+        "offset": state["offset"],
+        "keys": [keys[index] for keys in state["keys"]],
+        "values": [values[index] for values in state["values"]],
+        "padding": tuple(padding[row] for row in rows),
+    }
+
+
+def aligned(states: Sequence[CacheState], n_free: int) -> CacheState:
+    """The rows of several caches in one, with room for `n_free` more positions: the last ones of all rows stand in the
+    same slot, and no padding before the longest. Only for caches that are no rings."""
+    ends = [int(state["offset"]) for state in states]
+    longest = max(end - min(paddings(state)) for state, end in zip(states, ends, strict=True))
+
+    def laid(arrays: Sequence[mx.array]) -> mx.array:
+        pieces = []
+        for array, end in zip(arrays, ends, strict=True):
+            before = max(0, longest - end)
+            around = [(0, 0), (0, 0), (before, n_free), (0, 0)]
+            pieces.append(mx.pad(array[:, :, max(0, end - longest) : end], around))
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+
+    padding = (p + longest - end for state, end in zip(states, ends, strict=True) for p in paddings(state))
+    return {
+        "offset": longest,
+        "keys": [laid(arrays) for arrays in zip(*(state["keys"] for state in states), strict=True)],
+        "values": [laid(arrays) for arrays in zip(*(state["values"] for state in states), strict=True)],
+        "padding": tuple(padding),
+    }
+
+
+def paddings(state: CacheState) -> tuple[int, ...]:
+    """Of every row."""
+    return state["padding"] or (0,) * state["keys"][0].shape[0]
+
+
+def step(offset: int | mx.array, n_steps: int, n_slots: int, window: int | None, padding: tuple[int, ...] = ()) -> Step:
+    """Slots and mask for positions `offset ... offset + n_steps - 1` of a cache with `n_slots` slots; one position at a
+    time where a row has padding."""
     if isinstance(offset, int):
-        return Step(n_steps, offset, mx.array([offset], mx.int32), "causal" if n_steps > 1 else None)
+        slots = mx.array([offset], mx.int32)
+        if not any(padding):
+            return Step(n_steps, offset, offset, slots, "causal" if n_steps > 1 else None)
+        if n_steps > 1:
+            raise ValueError(f"a batch with padding takes one position at a time, not {n_steps}")
+        before = np.array(padding, np.int32)
+        mask = mx.array(np.arange(offset + 1, dtype=np.int32)) >= mx.array(before[:, None, None, None])
+        return Step(n_steps, offset, mx.array(offset - before), slots, mask)
     positions = offset + mx.arange(n_steps, dtype=mx.int32)
     last = positions[-1]
     # The position that each slot holds once this call has written: the newest one congruent to it, negative if none.
@@ -82,7 +140,7 @@ def step(offset: int | mx.array, n_steps: int, n_slots: int, window: int | None)
     mask = (held[None] >= 0) & (distance >= 0)
     if window is not None:
         mask = mask & (distance < window)
-    return Step(n_steps, offset, (positions % n_slots).reshape(1, 1, n_steps, 1), mask)
+    return Step(n_steps, offset, offset, (positions % n_slots).reshape(1, 1, n_steps, 1), mask)
 
 
 def write(cache: mx.array, new: mx.array, at: Step) -> tuple[mx.array, mx.array]:

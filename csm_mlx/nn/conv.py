@@ -10,10 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.errors import AudioError
-from csm_mlx.nn.layout import laid_out
+from csm_mlx.nn.layout import Factor, laid_out
 
 NARROW = 16
 """Channels below which the windows of a convolution are gathered for one product."""
+
+WIDE = 200_000
+"""In channels times out channels above which a layer is taken to see few steps, so that reading its weights is what
+costs: those are one `Factor`."""
 
 ConvState = dict[str, mx.array]
 """`past` (B, kernel - stride, in_channels), the inputs that the next output still sees, unless it sees none; `started`
@@ -33,7 +37,8 @@ class CausalConv1d(nn.Module):
     """Convolution that sees no future; T must be a multiple of `stride` and T / stride comes out.
 
     One matrix product per tap, a row being `stride` steps, each adding to what the taps before it made: no window is
-    copied. A few channels are too narrow for that; their windows are gathered for one product.
+    copied. A few channels are too narrow for that, and where there are very many, few steps meet large weights: there
+    the windows are gathered for one product.
     """
 
     def __init__(
@@ -57,9 +62,12 @@ class CausalConv1d(nn.Module):
         self._bias = bias
         self._stride, self._dilation = stride, dilation
         self._n_past = (kernel_size // stride - 1) * dilation * stride
-        self._gathers = stride * in_channels < NARROW
         self._edge_padding = edge_padding
-        self._taps: tuple[mx.array, list[mx.array]] | None = None
+        self._wide = in_channels * out_channels > WIDE
+        self._gathers = self._wide or stride * in_channels < NARROW
+        self._laid_out: mx.array | None = None
+        self._factor: Factor | None = None
+        self._taps: list[mx.array] = []
 
     def make_state(self, batch: int, dtype: mx.Dtype) -> ConvState:
         state: ConvState = {}
@@ -69,23 +77,27 @@ class CausalConv1d(nn.Module):
             state["started"] = mx.array(False)
         return state
 
-    def _make_taps(self) -> list[mx.array]:
-        """A (stride * in_channels, out_channels) matrix per tap, or all of them below each other in one."""
-        if self._taps is None or self._taps[0] is not self.weight:
-            self.weight = laid_out(self.weight, 1, 2, 0)
-            out_channels, kernel_size, in_channels = self.weight.shape
-            n_rows = kernel_size * in_channels if self._gathers else self._stride * in_channels
-            taps = list(self.weight.transpose(1, 2, 0).reshape(-1, n_rows, out_channels))
-            mx.eval(taps)
-            self._taps = (self.weight, taps)
-        return self._taps[1]
+    def _lay_out(self) -> None:
+        """Makes the weights a `Factor`, or a (stride * in_channels, out_channels) matrix per tap, or all of those
+        below each other in one."""
+        out_channels, kernel_size, in_channels = self.weight.shape
+        if self._wide:
+            self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
+            self._factor = Factor(self.weight.reshape(out_channels, -1))
+            return
+        self.weight = self._laid_out = laid_out(self.weight, 1, 2, 0)
+        n_rows = kernel_size * in_channels if self._gathers else self._stride * in_channels
+        self._taps = list(self.weight.transpose(1, 2, 0).reshape(-1, n_rows, out_channels))
+        mx.eval(self._taps)
 
     def __call__(self, x: mx.array, state: ConvState) -> tuple[mx.array, ConvState]:
         """x (B, T, in_channels); (B, T / stride, out_channels) and the state after it."""
         batch, n_steps, channels = x.shape
         if n_steps % self._stride:
             _partial(n_steps, self._stride)
-        taps, new = self._make_taps(), ConvState()
+        if self._laid_out is not self.weight:
+            self._lay_out()
+        new = ConvState()
         if self._n_past:
             past = state["past"]
             if self._edge_padding:
@@ -98,8 +110,11 @@ class CausalConv1d(nn.Module):
         shifted = [x[:, i : i + n_rows] for i in range(0, x.shape[1] - n_rows + 1, self._dilation)]
         if self._gathers:
             shifted = [mx.concatenate(shifted, axis=-1)]
-        y = mx.addmm(self.bias, shifted[0], taps[0]) if self._bias else shifted[0] @ taps[0]
-        for rows, tap in zip(shifted[1:], taps[1:], strict=True):
+        bias = self.bias if self._bias else None
+        if self._factor is not None:
+            return self._factor(shifted[0].reshape(batch * n_rows, -1), bias).reshape(batch, n_rows, -1), new
+        y = shifted[0] @ self._taps[0] if bias is None else mx.addmm(bias, shifted[0], self._taps[0])
+        for rows, tap in zip(shifted[1:], self._taps[1:], strict=True):
             y = mx.addmm(y, rows, tap)
         return y, new
 
@@ -124,18 +139,30 @@ class CausalConvTranspose1d(nn.Module):
         scale = in_channels**-0.5
         self.weight = mx.random.uniform(-scale, scale, (in_channels, 2 * stride, out_channels))
         self.bias = mx.zeros((out_channels,))
+        self._wide = in_channels * out_channels > WIDE
         self._laid_out: mx.array | None = None
+        self._factor: Factor | None = None
 
     def make_state(self, batch: int, dtype: mx.Dtype) -> OverlapState:
         _, taps, out_channels = self.weight.shape
         return {"tail": mx.zeros((batch, taps // 2, out_channels), dtype)}
 
+    def _lay_out(self) -> None:
+        if self._wide:
+            self.weight = self._laid_out = laid_out(self.weight, 1, 2, 0)
+            self._factor = Factor(self.weight.transpose(1, 2, 0).reshape(-1, self.weight.shape[0]))
+        else:
+            self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
+
     def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
         """x (B, T, in_channels); (B, T * stride, out_channels) and the state after it."""
-        if self._laid_out is not self.weight:
-            self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
         in_channels, taps, out_channels = self.weight.shape
-        y = x @ self.weight.reshape(in_channels, taps * out_channels)
+        if self._laid_out is not self.weight:
+            self._lay_out()
+        if self._factor is not None:
+            y = self._factor(x.reshape(-1, in_channels))
+        else:
+            y = x @ self.weight.reshape(in_channels, taps * out_channels)
         y, state = _overlap_add(y.reshape(*x.shape[:2], taps, out_channels), state)
         return y + self.bias, state
 

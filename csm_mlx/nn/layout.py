@@ -1,6 +1,17 @@
-"""How a parameter lies in memory, without a second copy of it."""
+"""How weights lie in memory, without a second copy of them, and how rows are multiplied by them."""
 
 import mlx.core as mx
+
+SMALL_PRODUCT = 1_000_000
+"""Multiplications up to which OpenBLAS takes its kernel for small matrices, which copies nothing."""
+
+FEW_ROWS = 8
+"""Up to which a product takes as long as its weights take to be read, so that a copy of them is what costs."""
+
+
+def on_cpu() -> bool:
+    """Whether what is built now will run on the CPU; the one question that what pays only there depends on."""
+    return mx.default_device().type == mx.cpu
 
 
 def laid_out(x: mx.array, *axes: int) -> mx.array:
@@ -9,3 +20,39 @@ def laid_out(x: mx.array, *axes: int) -> mx.array:
     contiguous = mx.contiguous(x.transpose(*axes))
     mx.eval(contiguous)
     return contiguous.transpose(*inverse)
+
+
+class Factor:
+    """What rows are multiplied by: `factor(x)` is x @ weight.T for weight (n_out, n_in) float32 that lies row by row.
+
+    A BLAS packs a large matrix before it multiplies, which for few rows takes three times as long as reading it. So on
+    the CPU few rows are multiplied by pieces of the weight, each small enough for a kernel that does not. Sums are
+    taken in another order then. GPUs, other types and many rows see the whole.
+    """
+
+    __slots__ = ("_pieces", "_size", "_weight", "_whole")
+
+    def __init__(self, weight: mx.array):
+        self._weight, self._whole, self._size = weight, weight.T, weight.size
+        self._pieces: dict[int, mx.array] = {}
+        mx.eval(self._whole)
+
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """x (N, n_in); (N, n_out), added to `onto` (N, n_out) or (n_out,) if given."""
+        n_rows = x.shape[0]
+        if n_rows * self._size <= SMALL_PRODUCT or n_rows > FEW_ROWS or x.dtype != mx.float32 or not on_cpu():
+            return mx.matmul(x, self._whole) if onto is None else mx.addmm(onto, x, self._whole)
+        if n_rows not in self._pieces:
+            self._pieces[n_rows] = self._cut(n_rows)
+        y = x @ self._pieces[n_rows]
+        y = (y if n_rows == 1 else y.swapaxes(0, 1)).reshape(n_rows, -1)
+        return y if onto is None else onto + y
+
+    def _cut(self, n_rows: int) -> mx.array:
+        """(number of pieces, n_in, rows of the weight per piece): as few pieces as are small enough."""
+        n_out, n_in = self._weight.shape
+        at_most = max(1, SMALL_PRODUCT // (n_rows * n_in))
+        n = n_out // next(size for size in range(min(at_most, n_out), 0, -1) if n_out % size == 0)
+        pieces = self._weight.reshape(n, n_out // n, n_in).swapaxes(1, 2)
+        mx.eval(pieces)
+        return pieces

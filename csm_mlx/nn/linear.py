@@ -5,6 +5,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from csm_mlx.nn.layout import Factor
+
 _ARRAYS = ("weight", "scales", "biases")
 
 
@@ -16,47 +18,56 @@ class Product:
     another weight since (training, adapters, `update`), each computes for itself until it is prepared again.
     """
 
-    __slots__ = ("_made_of", "_n_rows", "_names", "_options", "_weights")
+    __slots__ = ("_factor", "_made_of", "_n_rows", "_names", "_options", "_weights")
 
     def __init__(self, *names: str | int, n_rows: int | None = None):
         """names: of the layers in their owner. n_rows: how many of a single layer's rows are asked for; else all."""
         self._names, self._n_rows = names, n_rows
         self._made_of: list[tuple[str | int, str, mx.array]] = []
+        self._factor: Factor | None = None
         self._weights: list[mx.array] = []
         self._options: dict[str, Any] = {}
+
+    @property
+    def names(self) -> tuple[str | int, ...]:
+        """Of its layers in their owner."""
+        return self._names
 
     def prepare(self, owner: Any) -> None:
         """Lays the weights out, if they are not and the layers are of one plain kind."""
         if self._made_of and all(owner[name].get(key) is array for name, key, array in self._made_of):
             return
-        self._made_of, self._weights = [], []
+        self._forget()
         layers = [owner[name] for name in self._names]
         options = _options(layers[0])
         if options is None or any(_options(layer) != options for layer in layers):
             return
         wholes = [_joined(layers, name)[: self._n_rows] for name in _ARRAYS if name in layers[0]]
-        self._weights = wholes if options else [wholes[0].T]
-        self._options = options
-        mx.eval(self._weights)
+        mx.eval(wholes)
+        if options:
+            self._weights, self._options = wholes, options
+        else:
+            self._factor = Factor(wholes[0])
         self._made_of = [(name, key, owner[name][key]) for name in self._names for key in _ARRAYS if key in owner[name]]
 
     def __call__(self, owner: Any, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """The outputs for x (N, dim), added to `onto` if given."""
         for name, key, array in self._made_of:
             if owner[name].get(key) is not array:
-                self._made_of, self._weights = [], []
+                self._forget()
                 break
-        if not self._weights:
-            ys = [owner[name](x) for name in self._names]
-            y = ys[0][..., : self._n_rows] if len(ys) == 1 else mx.concatenate(ys, axis=-1)
-        elif self._options:
+        if self._factor is not None:
+            return self._factor(x, onto)
+        if self._weights:
             weight, scales, *biases = self._weights  # mxfp4 and its like have no biases
             y = mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, **self._options)
-        elif onto is None:
-            return mx.matmul(x, self._weights[0])
         else:
-            return mx.addmm(onto, x, self._weights[0])
+            ys = [owner[name](x) for name in self._names]
+            y = ys[0][..., : self._n_rows] if len(ys) == 1 else mx.concatenate(ys, axis=-1)
         return y if onto is None else onto + y
+
+    def _forget(self) -> None:
+        self._made_of, self._weights, self._factor = [], [], None
 
 
 def _options(layer: nn.Module) -> dict[str, Any] | None:

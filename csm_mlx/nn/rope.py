@@ -34,21 +34,23 @@ class Rope:
         self.turns = lru_cache(maxsize=64)(self._turns)  # a depth decoder comes back to the same few positions
 
     def __call__(self, x: mx.array, offset: mx.array | int) -> mx.array:
-        """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is an int or () int32."""
+        """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is an int, () int32, or (B,)
+        int32 with one per row."""
         return mx.fast.rope(x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods)
 
-    def _turns(self, position: int, n_turned: int, n_kept: int) -> mx.array:
-        """One position's heads as complex factors of their pairs, for `turned`; those of the last `n_kept` are 1.
+    def _turns(self, positions: tuple[int, ...], n_turned: int, n_kept: int) -> mx.array:
+        """Each position's heads as complex factors of their pairs, for `turned`; those of the last `n_kept` are 1.
 
-        (1, (n_turned + n_kept) * head_dim / 2) complex64.
+        (len(positions), (n_turned + n_kept) * head_dim / 2) complex64.
         """
-        angles = np.float32(position) * (np.float32(1) / self._periods)
-        ones = np.ones(n_kept * self.head_dim // 2, np.complex64)
-        return mx.array(np.concatenate([np.tile(np.exp(1j * angles).astype(np.complex64), n_turned), ones])[None])
+        angles = np.array(positions, np.float32)[:, None] * (np.float32(1) / self._periods)
+        ones = np.ones((len(positions), n_kept * self.head_dim // 2), np.complex64)
+        factors = np.tile(np.exp(1j * angles).astype(np.complex64), (1, n_turned))
+        return mx.array(np.concatenate([factors, ones], axis=1))
 
 
 def turned(x: mx.array, turns: mx.array) -> mx.array:
-    """x (B, n) float32 with each of its pairs turned as `turns` (1, n / 2) says.
+    """x (B, n) float32 with each of its pairs turned as `turns` says, (1, n / 2) or (B, n / 2).
 
     Two views and a product where `mx.fast.rope` takes thirty primitives on a CPU; views have no gradient.
     """

@@ -89,10 +89,12 @@ def mean_losses(sums: np.ndarray, n_frames: int, n_chosen: int, depth_weight: fl
 class _CheckpointedBlock(Block):
     """Keeps its inputs alone for the way back, where it computes the rest again."""
 
-    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, at: Step) -> tuple[mx.array, mx.array, mx.array]:
+    def __call__(
+        self, x: mx.array, keys: mx.array, values: mx.array, at: Step, *, last_only: bool = False
+    ) -> tuple[mx.array, mx.array, mx.array]:
         run = super().__call__
         # `at` stays outside: MLX would ask for gradients with respect to its slots.
-        return checkpoint(self, lambda x, keys, values: run(x, keys, values, at))(x, keys, values)
+        return checkpoint(self, lambda x, keys, values: run(x, keys, values, at, last_only=last_only))(x, keys, values)
 
 
 @contextmanager

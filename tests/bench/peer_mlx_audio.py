@@ -1,9 +1,7 @@
 """mlx-audio: its Mimi, and its CSM as `Model.generate` drives it, without the tokenizer that it would download."""
 
 # pyright: reportMissingImports=false
-import io
 import json
-import time
 from functools import cache
 from typing import Any
 
@@ -13,16 +11,16 @@ from mlx_audio.codec.models.mimi import Mimi
 from mlx_audio.codec.models.mimi.mimi import mimi_202407
 from mlx_audio.lm.sample_utils import make_sampler
 from mlx_audio.tts.models.sesame.sesame import SesameModel
-from mlx_rows import mimi_rows
+from mlx_rows import mimi_rows, overhead_rows
 from worker import (
     AUDIO_ROWS,
     CACHE,
+    DEVICE,
+    DTYPE,
     N_CODEBOOKS,
     TEMPERATURE,
     TEXT_ROWS,
     TOP_K,
-    Measure,
-    counted,
     peak_above,
     repeated,
     serve,
@@ -48,16 +46,9 @@ RENAMES = {
 """transformers' names to Sesame's. Its rows of q and k come in another order, which costs nothing and is left."""
 
 
-def mimi() -> Mimi:
-    model = Mimi(mimi_202407(N_CODEBOOKS))
-    model.load_pytorch_weights(str(CACHE / "mimi-kyutai.safetensors"))
-    mx.eval(model.parameters())
-    return model
-
-
 @cache
 def load(name: str) -> SesameModel:
-    """The weights of `name`, refused if they are not exactly the model's."""
+    """The weights of `name`, refused if they are not exactly the model's; random ones where there is only a config."""
     hf = json.loads((CACHE / name / "config.json").read_text())
     more: dict[str, Any] = {"rope_scaling": LLAMA3, "rope_theta": 500_000}
     depth = hf["depth_decoder_config"]
@@ -72,10 +63,13 @@ def load(name: str) -> SesameModel:
             ours = next((new + foreign[len(old) :] for old, new in RENAMES.items() if foreign.startswith(old)), None)
             if ours is not None:
                 weights[ours] = value
-    model.load_weights(list(weights.items()), strict=True)
+    if weights:
+        model.load_weights(list(weights.items()), strict=True)
+        assert len(tree_flatten(model.parameters())) == len(weights)
+    else:
+        model.set_dtype(getattr(mx, DTYPE))
     mx.eval(model.parameters())
     model.setup_caches(1)
-    assert len(tree_flatten(model.parameters())) == len(weights)
     return model
 
 
@@ -143,31 +137,13 @@ class Frames:
         self.finish()
 
 
-def nodes() -> float:
-    frames, dot = Frames("narrow"), io.StringIO()
-    mx.export_to_dot(dot, frames.build())
-    return dot.getvalue().count("shape=rectangle")
-
-
-def build() -> Measure:
-    frames = Frames("narrow")
-    return repeated(frames.build, after=frames.finish, clock=time.thread_time)
-
-
-def queue() -> Measure:
-    frames = Frames("narrow")
-    return repeated(lambda: mx.async_eval(frames.build()), after=frames.finish, clock=time.thread_time)
-
-
 if __name__ == "__main__":
+    mx.set_default_device(mx.gpu if DEVICE == "gpu" else mx.cpu)
     serve(
         ["mlx-audio", "mlx"],
         {
-            **mimi_rows(mimi),
-            "overhead_frame": lambda: repeated(Frames("narrow").run),
-            "overhead_build": build,
-            "overhead_queue": queue,
-            "overhead_nodes": lambda: counted(nodes),
+            **mimi_rows(lambda: Mimi(mimi_202407(N_CODEBOOKS))),
+            **overhead_rows(lambda: Frames("narrow")),
             "csm_frame": lambda: repeated(Frames("csm-1b").run),
             "csm_prefill_text": lambda: repeated(lambda: prefill(TEXT_ROWS, text=True)),
             "csm_prefill_audio": lambda: repeated(lambda: prefill(AUDIO_ROWS, text=False)),

@@ -1,10 +1,10 @@
 """csm-mlx, and the floor: our weights as bare products, in the same process so that they are in memory once."""
 
-import time
 from functools import cache
 
 import mlx.core as mx
 import numpy as np
+from mlx_rows import overhead_rows
 from worker import (
     AUDIO_ROWS,
     CACHE,
@@ -16,14 +16,13 @@ from worker import (
     TEXT_ROWS,
     TOP_K,
     Measure,
-    counted,
     peak_above,
     repeated,
     serve,
 )
 
 import csm_mlx
-from csm_mlx.benchmark import BareProducts, FrameLoop, count_nodes
+from csm_mlx.benchmark import BareProducts, BatchLoop, FrameLoop
 from csm_mlx.config import SamplingConfig
 from csm_mlx.frames import TurnRows
 from csm_mlx.generate.context import Context
@@ -32,6 +31,7 @@ from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 
 SAMPLING = SamplingConfig(temperature=TEMPERATURE, top_k=TOP_K)
+BATCH = 8
 
 
 @cache
@@ -100,22 +100,6 @@ def frame() -> Measure:
     return repeated(FrameLoop(model(), SAMPLING, TEXT_ROWS).run)
 
 
-def narrow_loop() -> FrameLoop:
-    loop = FrameLoop(load("narrow").model, SAMPLING, TEXT_ROWS)
-    loop.run()
-    return loop
-
-
-def build() -> Measure:
-    loop = narrow_loop()
-    return repeated(loop.build, after=loop.finish, clock=time.thread_time)
-
-
-def queue() -> Measure:
-    loop = narrow_loop()
-    return repeated(lambda: mx.async_eval(*loop.build()), after=loop.finish, clock=time.thread_time)
-
-
 if __name__ == "__main__":
     serve(
         ["csm-mlx", "mlx"],
@@ -124,10 +108,8 @@ if __name__ == "__main__":
             "mimi_stream_decode": stream_decode,
             "mimi_clip_encode": clip_encode,
             "mimi_clip_decode": clip_decode,
-            "overhead_frame": lambda: repeated(narrow_loop().run),
-            "overhead_build": build,
-            "overhead_queue": queue,
-            "overhead_nodes": lambda: counted(lambda: count_nodes(*narrow_loop().build())),
+            **overhead_rows(lambda: FrameLoop(load("narrow").model, SAMPLING, TEXT_ROWS)),
+            "overhead_batch": lambda: repeated(BatchLoop(load("narrow").model, SAMPLING, BATCH, TEXT_ROWS).run),
             "csm_frame": frame,
             "csm_prefill_text": lambda: repeated(prefill_text),
             "csm_prefill_audio": lambda: repeated(prefill_audio),

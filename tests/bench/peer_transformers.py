@@ -7,11 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import CsmForConditionalGeneration
+from transformers import CsmConfig, CsmForConditionalGeneration
 from worker import (
     AUDIO_ROWS,
     CACHE,
     CLIP_FRAMES,
+    DEVICE,
+    DTYPE,
     FRAME_SIZE,
     N_CODEBOOKS,
     N_CODES,
@@ -27,11 +29,17 @@ from worker import (
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
+torch.set_default_device("cuda" if DEVICE == "gpu" else "cpu")
 
 
 @cache
 def load(name: str) -> Any:
-    model: Any = CsmForConditionalGeneration.from_pretrained(CACHE / name, dtype=torch.float32)
+    """The weights of `name`; random ones where there is only a config."""
+    folder, model_class = CACHE / name, CsmForConditionalGeneration
+    if list(folder.glob("*.safetensors")):
+        model: Any = model_class.from_pretrained(folder, dtype=torch.float32)
+    else:
+        model = model_class(CsmConfig.from_pretrained(folder)).to(getattr(torch, DTYPE))
     return model.eval()
 
 

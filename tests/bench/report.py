@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rows import PEERS, STAGES, Row, Stage
+from rows import PEERS, STAGES, STARTUP, Row, Stage
 
 NAME = "benchmarks"
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
@@ -90,6 +90,22 @@ def embedded_lines(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+def startup_lines(samples: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A table of what `startup.py` measured, by circumstance."""
+    n_runs = len(next(iter(samples.values())))
+    lines = [
+        f"A short sentence by `csm say` with the embedded voice: by the clock, median and quartiles of {n_runs} runs.",
+        "",
+        "| " + " | ".join(["", *samples, "goal"]) + " |",
+        "|" + "---|" * (2 + len(samples)),
+    ]
+    for figure in STARTUP:
+        cells = [cell(taken, figure.name) for taken in samples.values()]
+        goal = "" if figure.goal is None else f"at most {figure.goal:g}"
+        lines.append("| " + " | ".join([figure.title, *cells, goal]) + " |")
+    return lines
+
+
 def markdown(result: dict[str, Any]) -> str:
     m, load = result["machine"], result["load_average"]
     lines = [
@@ -109,6 +125,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += stage_table(stage, result, "cpu_ms", list(stage.rows))
         lines += ["", "By the clock:", "", *stage_table(stage, result, "wall_ms", timed)]
     lines += ["", *embedded_lines(result["embedded"])]
+    if result.get("startup"):
+        lines += ["", "From outside:", "", *startup_lines(result["startup"])]
     lines += [""] * bool(result["missing"])
     lines += [f"[{number}] {reason}\n" for number, reason in enumerate(reasons(result), 1)]
     return "\n".join(lines).rstrip() + "\n"

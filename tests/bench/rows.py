@@ -44,6 +44,13 @@ STAGES = (
         "Overhead: csm-1b's 16 + 4 layers, 32 codebooks and 2,051 codes, every width tiny",
         (
             Row(name="overhead_frame", title="a frame", per_round=10, warm=4, max_rounds=99),
+            Row(
+                name="overhead_batch",
+                title="8 frames, of as many utterances at once",
+                per_round=10,
+                warm=4,
+                max_rounds=99,
+            ),
             Row(name="overhead_build", title="its graph, in Python", per_round=10, warm=4, max_rounds=99),
             Row(name="overhead_queue", title="from call to queued", per_round=10, warm=4, max_rounds=99),
             Row(name="overhead_nodes", title="operations in its graph", unit="nodes", warm=0, max_rounds=1),
@@ -86,4 +93,22 @@ PEERS = (
     Peer("rustymimi", "peer_rustymimi.py", "parity", MIMI),
     Peer("transformers", "peer_transformers.py", "parity", ALL),
     Peer("floor", "peer_ours.py", "ours", ("csm",), "floor:"),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a start of `csm say`, and the most that it should be."""
+
+    name: str
+    title: str
+    goal: float | None = None
+    """Of two cores with OpenBLAS and the files in memory."""
+
+
+STARTUP = (
+    Figure("first_sound_s", "start of the process to the first sound (s)", 2.5),
+    Figure("load_s", "of which: loading the model (s)"),
+    Figure("first_audio_s", "of which: from the loaded model to the first sound (s)", 0.38),
+    Figure("real_time_factor", "real-time factor", 0.5),
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import report
+import startup
 from rows import PEERS, STAGES, Peer, Row, Stage
 
 HERE = Path(__file__).parent
@@ -218,7 +219,7 @@ def chosen(names: str, known: list[str], flag: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages, peers = [stage.name for stage in STAGES], [peer.name for peer in PEERS]
+    stages, peers = [*(stage.name for stage in STAGES), startup.STAGE], [peer.name for peer in PEERS]
     parser.add_argument("--stages", default=",".join(stages), help="which, with commas between (default: %(default)s)")
     parser.add_argument("--peers", default=",".join(peers), help="which, with commas between (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of everything quick (default: 5)")
@@ -249,6 +250,7 @@ def main() -> None:
         "load_average": [round(load, 1) for load in loads],
         "versions": versions,
         "embedded": bench_embedded(),
+        "startup": startup.measure(arguments.rounds, say) if startup.STAGE in wanted_stages else {},
         "samples": table.samples,
         "missing": table.missing,
     }

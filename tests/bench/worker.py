@@ -15,6 +15,9 @@ from pathlib import Path
 CACHE = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 """The folder that `write_weights.py` filled: `csm-1b/`, `narrow/` and `mimi-kyutai.safetensors`."""
 
+DEVICE, DTYPE = os.environ.get("BENCH_DEVICE", "cpu"), os.environ.get("BENCH_DTYPE", "float32")
+"""`cpu` or `gpu`, and the type of the weights where the folder holds a config alone and they are drawn here."""
+
 N_CODEBOOKS, N_CODES, FRAME_SIZE, CLIP_FRAMES = 32, 2048, 1920, 125
 TEXT_ROWS, AUDIO_ROWS = 64, 500
 TEMPERATURE, TOP_K = 0.9, 50

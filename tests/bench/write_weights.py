@@ -1,6 +1,6 @@
 """Write the random weights that all peers read, in the environment of the PyTorch originals.
 
-    python write_weights.py CACHE
+    python write_weights.py CACHE [--configs]    # the latter: of the models nothing but config.json
 
 `csm-1b/`: csm-1b at its true dimensions but for a text table of 4,096 rows (it is only looked up, and three peers
 must fit in memory at once) and a small codec. `narrow/`: the same layers and codebooks with every width tiny, and
@@ -49,15 +49,23 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@torch.no_grad()
-def write(name: str, folder: Path) -> CsmForConditionalGeneration:
-    """transformers' own initial weights, codebooks drawn too."""
-    folder.mkdir()
+def write_config(name: str, folder: Path) -> CsmConfig:
+    """The config, and the tokenizer whose special tokens it names."""
+    folder.mkdir(parents=True)
     ids = write_tokenizer(folder / "tokenizer.json", TEXT_VOCAB - 4)
     special = {"bos_token_id": ids["<|begin_of_text|>"], "pad_token_id": ids["<|AUDIO|>"]}
     special |= {"audio_token_id": ids["<|AUDIO|>"], "audio_eos_token_id": ids["<|audio_eos|>"]}
+    config = CsmConfig(**MODELS[name], **special, text_vocab_size=TEXT_VOCAB)
+    config.save_pretrained(folder)
+    return config
+
+
+@torch.no_grad()
+def write(name: str, folder: Path) -> CsmForConditionalGeneration:
+    """transformers' own initial weights, codebooks drawn too."""
+    config = write_config(name, folder)
     torch.manual_seed(0)
-    model = CsmForConditionalGeneration(CsmConfig(**MODELS[name], **special, text_vocab_size=TEXT_VOCAB)).eval()
+    model = CsmForConditionalGeneration(config).eval()
     for buffer_name, buffer in model.codec_model.named_buffers():
         if buffer_name.endswith("embed_sum"):
             buffer.normal_()
@@ -79,4 +87,8 @@ def main(cache: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[2:] == ["--configs"]:
+        for name in MODELS:
+            write_config(name, Path(sys.argv[1]) / name)
+    else:
+        main(Path(sys.argv[1]))

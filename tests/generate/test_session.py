@@ -5,7 +5,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.models import csm_config, greedy, random_csm
+from support.models import greedy, random_csm, that_always_says
 
 from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import AudioError, ConfigError, ContextError, GenerationError
@@ -170,6 +170,30 @@ def test_an_interrupted_prefill_leaves_nothing_behind(csm: Csm, n_blocks: int, m
     assert np.array_equal(spoken(session, "Go on"), spoken(refilled(csm, session.turns[:1]), "Go on"))
 
 
+def test_room_made_in_idle_time_is_not_made_again(csm: Csm) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    for i in range(21):
+        spoken(session, f"Turn number {i:02}")
+    turns = session.turns
+    session.make_room(100)
+    kept = session.turns
+    assert kept == turns[-len(kept) :]
+    assert len(kept) < len(turns)
+    session.add(Turn(speaker=1, text="x" * 90))
+    assert session.turns[:-1] == kept, "nothing more had to go"
+    session.make_room(1)
+    assert session.turns[:-1] == kept
+
+
+def test_what_was_forgotten_cannot_be_cut(csm: Csm) -> None:
+    session = csm.session(seed=5, sampling=greedy(csm))
+    spoken(session, "Soon forgotten")
+    session.make_room(csm.config.csm.max_positions)
+    assert session.turns == ()
+    with pytest.raises(ConfigError, match="not spoken by this session"):
+        session.cut(1)
+
+
 def test_an_interrupted_rebuild_forgets_nothing(csm: Csm, monkeypatch: pytest.MonkeyPatch) -> None:
     session = csm.session(seed=5, sampling=greedy(csm))
     for i in range(21):
@@ -283,24 +307,6 @@ def test_limits_are_clear_errors(csm: Csm) -> None:
         session.add(Turn(speaker=0, text="x", codes=np.zeros((3, 2), np.int32)))
     assert session.n_positions == 0  # nothing of all this is left behind
     assert len(spoken(session, "still works")) == 10
-
-
-def that_always_says(frame: list[int], strength: float = 10.0) -> Csm:
-    """A CSM whose logits depend on nothing: blocks that add nothing, equal embeddings, heads with one row each."""
-    csm = random_csm(csm_config(n_codebooks=len(frame)))
-    model = csm.model
-    for layer in (*model.backbone.layers, *model.depth_decoder.layers):
-        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            linear.weight = mx.zeros_like(linear.weight)
-    for embedding in (model.text_embeddings, model.audio_embeddings):
-        embedding.weight = mx.ones_like(embedding.weight)
-    for norm in (model.backbone.norm, model.depth_decoder.norm):
-        norm.weight = mx.ones_like(norm["weight"])
-    model.projection.weight = mx.ones_like(model.projection.weight)
-    for head, code in zip([model.codebook0_head, *model.audio_head], frame, strict=True):
-        rows, dim = head.weight.shape
-        head.weight = mx.where(mx.arange(rows)[:, None] == code, strength / dim, mx.zeros((rows, dim)))
-    return csm
 
 
 def test_a_repeated_frame_stops() -> None:

@@ -73,6 +73,21 @@ def test_frames_of_one_latent() -> None:
     assert codec.decode(codes)[0].shape == (1, 960 * 7, 1)
 
 
+def test_how_a_stream_began_decides_nothing() -> None:
+    """Long calls after a short first one run in more steps than those of a stream that began with them."""
+    codec = random_mimi(mimi_config())
+    pcm = 0.3 * mx.random.normal((1, 90 * 1920, 1))
+    codes, _ = codec.encode(pcm)
+    sound, _ = codec.decode(codes)
+    for n_first in (1, 70):
+        first, state = codec.encode(pcm[:, : n_first * 1920])
+        rest, _ = codec.encode(pcm[:, n_first * 1920 :], state)
+        assert mx.array_equal(mx.concatenate([first, rest], axis=1), codes)
+        first, state = codec.decode(codes[:, :n_first])
+        rest, _ = codec.decode(codes[:, n_first:], state)
+        assert largest(mx.concatenate([first, rest], axis=1) - sound) < 2e-5
+
+
 def test_one_model_keeps_no_state(codec: Mimi) -> None:
     pcm = 0.1 * mx.random.normal((1, 5 * 1920, 1))
     before = np.array(codec.encode(pcm)[0])

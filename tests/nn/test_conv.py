@@ -1,5 +1,6 @@
-"""Convolutions as products, the layout of their weights, and ELU without `exp`."""
+"""Convolutions as products, the layout of their weights, and ELU and GELU by their definitions."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from support.models import largest
 
+from csm_mlx.nn.activations import elu, gelu
 from csm_mlx.nn.conv import CausalConv1d, CausalConvTranspose1d
-from csm_mlx.nn.elu import elu
-from csm_mlx.nn.layout import laid_out
+from csm_mlx.nn.layout import Factor, laid_out
 from csm_mlx.nn.quantizer import ResidualQuantizer
 
 
@@ -31,14 +32,54 @@ def test_a_kernel_of_no_whole_strides_is_refused() -> None:
         CausalConv1d(3, 3, 7, stride=2)
 
 
+@pytest.mark.parametrize("n_steps", [2, 40])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (8, 4)])
+def test_a_wide_convolution_equals_mlx_own(kernel_size: int, stride: int, n_steps: int) -> None:
+    layer = CausalConv1d(512, 512, kernel_size, stride=stride)
+    layer.bias = mx.random.normal((512,))
+    x = mx.random.normal((2, n_steps * stride, 512))
+    state = layer.make_state(2, mx.float32)
+    n_before = n_steps // 2 * stride
+    first, state = layer(x[:, :n_before], state)
+    second, _ = layer(x[:, n_before:], state)
+    padded = mx.pad(x, [(0, 0), (kernel_size - stride, 0), (0, 0)])
+    expected = mx.conv1d(padded, layer.weight, stride=stride) + layer.bias
+    assert largest(mx.concatenate([first, second], axis=1) - expected) < 1e-5
+
+
+@pytest.mark.parametrize("n_steps", [2, 10])
+def test_a_wide_transposed_convolution_equals_mlx_own(n_steps: int) -> None:
+    layer = CausalConvTranspose1d(512, 512, 4)
+    layer.bias = mx.random.normal((512,))
+    x = mx.random.normal((2, n_steps, 512))
+    y, _ = layer(x, layer.make_state(2, mx.float32))
+    expected = mx.conv_transpose1d(x, layer.weight.transpose(2, 1, 0), stride=4)[:, : 4 * n_steps] + layer.bias
+    assert largest(y - expected) < 2e-5
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize(("n_in", "n_out"), [(1024, 1026), (700, 2011), (96, 32)])
+def test_a_factor_says_what_its_weight_says(n_rows: int, n_in: int, n_out: int) -> None:
+    weight, x = mx.random.normal((n_out, n_in)) / n_in**0.5, mx.random.normal((n_rows, n_in))
+    expected = np.array(x, np.float64) @ np.array(weight, np.float64).T
+    for onto in (mx.random.normal((n_rows, n_out)), mx.random.normal((n_out,))):
+        factor = Factor(weight)
+        assert np.abs(np.array(factor(x)) - expected).max() < 1e-5
+        assert np.abs(np.array(factor(x, onto)) - np.array(onto) - expected).max() < 1e-5
+
+
 LAYERS: dict[str, Callable[[], Any]] = {
     "products": lambda: CausalConv1d(20, 6, 3),
     "gathered": lambda: CausalConv1d(2, 6, 3),
+    "wide": lambda: CausalConv1d(20, 12_000, 3),
     "transposed": lambda: CausalConvTranspose1d(20, 6, 2),
+    "wide transposed": lambda: CausalConvTranspose1d(20, 12_000, 2),
 }
 
 
-@pytest.mark.parametrize(("make", "in_channels"), [*zip(LAYERS.values(), (20, 2, 20), strict=True)], ids=[*LAYERS])
+@pytest.mark.parametrize(
+    ("make", "in_channels"), [*zip(LAYERS.values(), (20, 2, 20, 20, 20), strict=True)], ids=[*LAYERS]
+)
 def test_new_weights_count_at_once(make: Callable[[], Any], in_channels: int) -> None:
     layer = make()
     state = layer.make_state(1, mx.float32)
@@ -77,3 +118,10 @@ def test_elu_by_its_definition() -> None:
     x = np.concatenate([-np.logspace(-8, 5.9, 3000), np.linspace(-20, 20, 3000), [0.0]]).astype(np.float32)
     expected = np.where(x > 0, x, np.expm1(x.astype(np.float64)))
     assert np.abs(np.array(elu(mx.array(x))) - expected).max() < 3e-7
+
+
+def test_gelu_by_its_definition() -> None:
+    x = np.concatenate([np.linspace(-12, 12, 20_001), np.logspace(1, 6, 50), -np.logspace(1, 6, 50)]).astype(np.float32)
+    expected = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.tolist()])
+    errors = np.abs(np.array(gelu(mx.array(x))) - expected)
+    assert (errors / np.maximum(1, np.abs(expected))).max() < 6e-7

@@ -3,6 +3,7 @@
 `make slow` prints what each step took: about 8 GB of disk, minutes of work. The figures are this machine's.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from support.layouts import TOKENIZER
+from support.training import python
+from tokenizers.pre_tokenizers import ByteLevel
 
 from csm_mlx.checkpoint.save import SafetensorsWriter
 from csm_mlx.config import TransformerConfig, preset
@@ -21,6 +24,8 @@ from csm_mlx.config import TransformerConfig, preset
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+RESIDENT_BYTES = 1.3e9
+"""What csm-1b at 4 bits may hold when it is loaded, its codec included."""
 ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
 BACKBONE_ROPE = {**ROPE, "low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
 DEPTH_ROPE = {
@@ -93,9 +98,23 @@ def source(tmp_path_factory: pytest.TempPathFactory):
             }
         )
     )
-    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (folder / "tokenizer.json").write_text(json.dumps(large_tokenizer()))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def large_tokenizer() -> dict:
+    """A tokenizer of Llama 3's size, which takes memory too: 128,000 tokens of one to three bytes."""
+    letters = sorted(ByteLevel.alphabet())
+    pairs = [[a, b] for a in letters for b in letters]
+    n_triples = 128_000 - len(letters) - len(pairs)
+    triples = list(itertools.islice(itertools.product(letters, repeat=3), n_triples))
+    merges = pairs + [split for a, b, c in triples for split in ([a + b, c], [a, b + c])]
+    tokens = [*letters, *("".join(token) for token in (*pairs, *triples))]
+    special = [{**token, "id": len(tokens) + i} for i, token in enumerate(TOKENIZER["added_tokens"])]
+    model = {"type": "BPE", "ignore_merges": True, "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges}
+    splits = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return TOKENIZER | {"added_tokens": special, "pre_tokenizer": splits, "model": model}
 
 
 def csm(*args: str | Path) -> tuple[dict, int]:
@@ -119,6 +138,24 @@ main()
 """
 
 
+def loaded(folder: Path, dtype: str) -> dict[str, int]:
+    """What a fresh process holds with a checkpoint loaded; `arrays` are MLX's."""
+    done = python(_LOADED, folder, dtype, timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+_LOADED = """
+import json, sys
+import mlx.core as mx
+import csm_mlx
+from support.memory import resident_bytes
+
+csm = csm_mlx.load(sys.argv[1], dtype=getattr(mx, sys.argv[2]))
+json.dump({"resident": resident_bytes(), "arrays": mx.get_active_memory()}, sys.stdout)
+"""
+
+
 def folder_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
@@ -133,6 +170,11 @@ def test_convert_load_and_generate(source: Path, tmp_path: Path, flags: list[str
     print(f"peak {convert_peak / 1e9:.2f} GB")
     assert convert_peak < size + 2e9
     if flags:
+        for dtype in ("bfloat16", "float32"):
+            held = loaded(out, dtype)
+            print(f"loaded in {dtype} with Mimi and a tokenizer of 128,000: ", end="")
+            print(f"{held['resident'] / 1e9:.3f} GB resident, {held['arrays'] / 1e9:.3f} GB of arrays")
+            assert held["resident"] < RESIDENT_BYTES
         assert 1.3e9 < size < 1.6e9
         spoken, say_peak = csm("say", "abc", "--model", out, "-o", tmp_path / "out.wav", "--max-seconds", "0.48")
         (sentence,) = spoken["sentences"]

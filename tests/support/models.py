@@ -114,6 +114,24 @@ def random_csm(csm: CsmConfig | None = None, codec: MimiConfig | None = None, se
     return Csm(model, mimi, ByteTokenizer(), config, Path("random"))
 
 
+def that_always_says(frame: list[int], strength: float = 10.0) -> Csm:
+    """A CSM whose logits depend on nothing: blocks that add nothing, equal embeddings, heads with one row each."""
+    csm = random_csm(csm_config(n_codebooks=len(frame)))
+    model = csm.model
+    for layer in (*model.backbone.layers, *model.depth_decoder.layers):
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight = mx.zeros_like(linear.weight)
+    for embedding in (model.text_embeddings, model.audio_embeddings):
+        embedding.weight = mx.ones_like(embedding.weight)
+    for norm in (model.backbone.norm, model.depth_decoder.norm):
+        norm.weight = mx.ones_like(norm["weight"])
+    model.projection.weight = mx.ones_like(model.projection.weight)
+    for head, code in zip([model.codebook0_head, *model.audio_head], frame, strict=True):
+        rows, dim = head.weight.shape
+        head.weight = mx.where(mx.arange(rows)[:, None] == code, strength / dim, mx.zeros((rows, dim)))
+    return csm
+
+
 def greedy(csm: Csm) -> SamplingConfig:
     return replace(csm.config.sampling, temperature=0.0)
 

@@ -1,0 +1,63 @@
+"""What a single row takes on a CPU in fewer operations, and a prefill in fewer scores, is what it was."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from support.models import largest, llama
+
+from csm_mlx.nn import transformer as module
+from csm_mlx.nn.norm import RMSNorm
+from csm_mlx.nn.transformer import SwiGLU, Transformer
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("dim", [16, 1024])
+def test_a_normalized_row_is_mlx_own(dim: int, scale: float) -> None:
+    norm, own = RMSNorm(dim, eps=1e-5), nn.RMSNorm(dim, eps=1e-5)
+    for seed in range(3):  # another weight is noticed
+        norm.weight = own.weight = mx.random.uniform(0.5, 1.5, (dim,), key=mx.random.key(seed))
+        row, rows = scale * mx.random.normal((1, dim)), scale * mx.random.normal((2, dim))
+        exact = np.array(row, np.float64)
+        exact *= np.array(own.weight) / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)
+        assert np.abs(np.array(norm(row)) - exact).max() < 2e-6
+        assert mx.array_equal(norm(rows), own(rows))
+        norm.prepare()
+
+
+def test_gates_of_any_size_are_the_sigmoid_of_themselves() -> None:
+    gates = [-1e30, -1000.0, -89.0, -88.0, -20.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 20.0, 88.0, 1000.0, 1e30]
+    n = len(gates)
+    block = SwiGLU(llama(n + 1, n_heads=1, n_kv_heads=1, ffn_dim=n))
+    block.gate_proj.weight, block.down_proj.weight = mx.eye(n, n + 1), mx.eye(n + 1, n)
+    block.up_proj.weight = mx.concatenate([mx.zeros((n, n)), mx.ones((n, 1))], axis=1)
+    x = mx.array([[*gates, 1.0]])
+    expected = block(x)
+    block.prepare()
+    assert largest((block(x) - expected) / mx.maximum(1.0, mx.abs(expected))) < 1e-6
+
+
+def test_blocks_of_queries_see_what_all_at_once_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer, x = Transformer(llama(64)), mx.random.normal((2, 150, 64))
+    found = []
+    for n in (1000, 64, 7):
+        monkeypatch.setattr(module, "_QUERY_BLOCK", n)
+        state = transformer.make_state(2, x.dtype, 200)
+        first, state = transformer(x[:, :21], state)
+        found.append(mx.concatenate([first, transformer(x[:, 21:], state)[0]], axis=1))
+    assert largest(found[1] - found[0]) < 1e-5
+    assert largest(found[2] - found[0]) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 40}, {"layer_scale": True}], ids=["plain", "window", "scaled"])
+@pytest.mark.parametrize("n_steps", [1, 2, 70])
+def test_the_last_row_alone_is_the_last_of_all(n_steps: int, changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 32)
+    transformer, x = Transformer(llama(64, **changes)), mx.random.normal((2, n_steps, 64))
+    n_positions = None if changes.get("window") else 100
+    whole, state = transformer(x, transformer.make_state(2, x.dtype, n_positions))
+    last, last_state = transformer(x, transformer.make_state(2, x.dtype, n_positions), last_only=True)
+    assert last.shape == (2, 1, 64)
+    assert largest(last - whole[:, -1:]) < 1e-5
+    for ours, theirs in zip(last_state["keys"] + last_state["values"], state["keys"] + state["values"], strict=True):
+        assert largest(ours - theirs) < 1e-5
