@@ -80,6 +80,7 @@ def csm(
 def main() -> NoReturn:
     """Run `csm` and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `CSM_DEBUG=1` shows the traceback."""
     signal.signal(signal.SIGTERM, _terminate)
+    _fill_descriptors()
     try:
         # Without standalone mode Typer returns the code of an Exit and leaves every error to us.
         code = app(prog_name="csm", standalone_mode=False)
@@ -92,6 +93,15 @@ def main() -> NoReturn:
             raise
         code = _report(error)
     _leave(code if isinstance(code, int) else 0)
+
+
+def _fill_descriptors() -> None:
+    """Where stdin was closed (`<&-`), the next file would get its number, 0, which MLX takes for a failure."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
 def _leave(code: int) -> NoReturn:

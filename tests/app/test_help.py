@@ -32,6 +32,7 @@ COMMANDS = {
     "codec compare": ("--plot", "--json", "csm codec compare hello.wav"),
     "voices": ("--json", "csm voices add anna"),
     "voices add": ("--text", "--force", "--speaker"),
+    "talk": ("--eagerness", "--echo", "half-duplex", "Turn-taking", "push-to-talk", "csm talk --offline --input"),
     "devices": ("--json", "--output-device headphones"),
     "models": ("--json", "csm models"),
     "bench": ("--frames", "--plot", "--json", "bare products", "csm bench --model csm-1b-q4"),

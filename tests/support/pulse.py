@@ -1,10 +1,12 @@
 """A PulseAudio of a test's own: a virtual loudspeaker that is listened to, and a virtual microphone to speak into."""
 
 import glob
+import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,35 @@ needs_pulse = pytest.mark.skipif(
     not (all(map(shutil.which, _TOOLS)) and glob.glob("/usr/lib/*/alsa-lib/libasound_module_pcm_pulse.so")),
     reason="needs PulseAudio and its ALSA plugin (apt-get install pulseaudio pulseaudio-utils libasound2-plugins)",
 )
+
+
+class Tap:
+    """A recording that knows when each of its samples was: by `time.monotonic()`, to about 10 ms.
+
+    Samples come at an even rate and never early, so the earliest arrival tells when the first one was.
+    """
+
+    def __init__(self, process: subprocess.Popen):
+        self._data, self._lock = bytearray(), threading.Lock()
+        self._start_s = float("inf")
+        self._thread = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while data := os.read(pipe.fileno(), 4096):
+                with self._lock:
+                    self._data += data
+                    self._start_s = min(self._start_s, time.monotonic() - len(self._data) / 2 / RATE_HZ)
+
+    def between(self, since_s: float, until_s: float | None = None) -> tuple[np.ndarray, float]:
+        """(n_samples,) float at 24 kHz, and the time of its first sample."""
+        with self._lock:
+            start_s, data = self._start_s, bytes(self._data[: len(self._data) // 2 * 2])
+        pcm = np.frombuffer(data, "<i2") / 32768
+        first = max(0, round((since_s - start_s) * RATE_HZ))
+        last = len(pcm) if until_s is None else max(first, round((until_s - start_s) * RATE_HZ))
+        return pcm[first:last], start_s + first / RATE_HZ
 
 
 class Pulse:
@@ -104,9 +135,24 @@ class Pulse:
             )
             time.sleep(0.1)
 
-    def leak(self) -> None:
-        """The microphone hears the loudspeaker from now on, as in a room."""
+    def leak(self, gain_db: float = 0.0) -> None:
+        """The microphone hears the loudspeaker from now on, as in a room, so much louder or softer."""
         self._load("loopback", "module-loopback", "source=speaker.monitor", "sink=micfeed", "latency_msec=60")
+        if not gain_db:
+            return
+        module = self._modules["loopback"]
+        for line in self._ctl("-f", "json", "list", "sink-inputs").stdout.splitlines():
+            for stream in json.loads(line):
+                if str(stream["owner_module"]) == module:
+                    self._ctl("set-sink-input-volume", str(stream["index"]), f"{gain_db:+}dB")
+
+    def tap(self, sink: str) -> "Tap":
+        """Record what `speaker` sounds, or what is spoken into `micfeed`, from now on."""
+        pipe = subprocess.PIPE
+        self._processes.append(
+            subprocess.Popen(("parec", f"--device={sink}.monitor", *_FORM), env=self._env, stdout=pipe)
+        )
+        return Tap(self._processes[-1])
 
     def speak(self, pcm: np.ndarray) -> subprocess.Popen:
         """Play `pcm` (n_samples,) at 24 kHz into the microphone; returns at once."""

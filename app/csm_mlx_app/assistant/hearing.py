@@ -95,5 +95,5 @@ class Hearing:
         ended_s = self._clock.now_s()
         if not action.final:
             self._partial, self._rests_until_s = which, ended_s + _REST * (ended_s - began_s)
-        self._span("hearing", "recognition", began_s, ended_s, action.turn if action.final else None)
+        self._span("hearing", "recognition", began_s, ended_s, action.turn)
         self._post(Transcribed(ended_s, *which, text, action.final, is_echo(text, self._speaking_text())))

@@ -1,6 +1,6 @@
 """`csm talk`: a conversation by voice, on this machine alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,7 @@ class Echo(str, Enum):
 
 
 def talk(
+    context: typer.Context,
     offline: Annotated[
         bool,
         typer.Option(
@@ -46,7 +47,7 @@ def talk(
         typer.Option(
             metavar="MODEL",
             rich_help_panel=REPLIES,
-            help="What hears you: a model of faster-whisper's, such as tiny.en or large-v3-turbo, or a folder.",
+            help="What hears you: a model of faster-whisper's, such as large-v3-turbo, or a folder; else tiny.en.",
         ),
     ] = None,
     llm: Annotated[
@@ -54,7 +55,8 @@ def talk(
         typer.Option(
             metavar="MODEL",
             rich_help_panel=REPLIES,
-            help="What answers: a model for mlx-lm, by hub id or folder; `echo` says your words back.",
+            help="What answers: a model for mlx-lm, by hub id or folder, else Qwen3-4B-Instruct-2507 in "
+            "4 bits (2.3 GB); `echo` says your words back.",
         ),
     ] = None,
     llm_url: Annotated[
@@ -79,7 +81,11 @@ def talk(
     ] = None,
     text: Annotated[
         bool,
-        typer.Option("--text", help="Type instead of speaking; where nothing can be played, only read the answers."),
+        typer.Option(
+            "--text",
+            rich_help_panel=SOUND,
+            help="Type instead of speaking; where nothing can be played, only read the answers.",
+        ),
     ] = False,
     input: Annotated[
         Path | None,
@@ -111,9 +117,10 @@ def talk(
     echo: Annotated[
         Echo,
         typer.Option(
+            metavar="HOW",
             rich_help_panel=TURNS,
-            help="How the assistant does not hear itself. aec: cancel its voice in the microphone. half-duplex: be deaf "
-            "while it speaks. headphones, off: nothing to cancel. auto: aec while it works well, else half-duplex.",
+            help="How the assistant does not hear itself. aec: cancel its voice in the microphone. half-duplex: "
+            "be deaf while it speaks. headphones, off: do nothing. auto: aec while it works well, else half-duplex.",
         ),
     ] = Echo.auto,
     eagerness: Annotated[
@@ -169,41 +176,26 @@ def talk(
 ) -> None:
     """Talk with a voice assistant; nothing leaves this machine.
 
-    You speak, it answers aloud while the answer is still being written, and
-    you can interrupt it. Space interrupts, m mutes, t types, q quits.
+    You speak, and it answers aloud while its answer is still being written.
+    Speak over it to interrupt it: it then remembers only what you have heard.
+    Nothing is kept of a conversation unless --log or --record asks for it.
+
+    [bold]Keys[/bold]
+      space    interrupts it; while it listens, begins and ends push-to-talk
+      m, t, q  mutes the microphone; types a turn; quits
+      Ctrl-C   once silences it, twice leaves
 
     [bold]Examples[/bold]
       csm talk --offline
-      csm talk --model csm-1b-q4 --voice anna --llm mlx-community/Qwen3-4B-Instruct-2507-4bit
+      csm talk --model csm-1b-q4 --voice anna --echo headphones
       csm talk --llm-url http://localhost:11434/v1 --llm llama3.2 --eagerness high
       csm talk --text --system "You are a pirate."
       csm talk --offline --input question.wav --output answer.wav --json
     """
     given = options.given_sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p)
     prompt.check_voice(voice, voice_text)
-    if input is not None:
-        options.existing_file(input, "--input")
-    _check_together(
-        {
-            "--text": text,
-            "--asr": asr,
-            "--smart-turn": smart_turn,
-            "--input": input,
-            "--output": output,
-            "--input-device": input_device,
-            "--output-device": output_device,
-            "--llm": llm,
-            "--llm-url": llm_url,
-            "--llm-cmd": llm_cmd,
-        }
-    )
-    for flag, path in (("--log", log), ("--trace", trace)):
-        if path is not None:
-            options.writable(path, flag)
-    if output is not None:
-        options.sound_target(str(output), "--output")
-        if input is not None:
-            options.apart(input, output, "--output")
+    _check_together(context.params)
+    _check_files(input, output, (("--log", log), ("--trace", trace)))
 
     from csm_mlx_app import talking
 
@@ -240,12 +232,27 @@ def talk(
 
 
 def _check_together(given: Mapping[str, object]) -> None:
-    """Refuses flags of which one would silently do nothing."""
+    """Refuses flags of which one would silently do nothing. given: parameter -> value."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
     for one, others, why in _CLASHES:
         for other in others:
-            if given[one] and given[other]:
+            if flags[one] and flags[other]:
                 raise typer.BadParameter(f"{why}; leave it or {other} out", param_hint=one)
-    if given["--output"] and not (given["--input"] or given["--text"]):
+    if flags["--output"] and not (flags["--input"] or flags["--text"]):
         raise typer.BadParameter(
             "it goes with --input or --text; --record keeps the sound of a spoken conversation", param_hint="--output"
         )
+
+
+def _check_files(source: Path | None, target: Path | None, texts: Sequence[tuple[str, Path | None]]) -> None:
+    if source is not None:
+        options.existing_file(source, "--input")
+    for flag, path in texts:
+        if path is not None:
+            options.writable(path, flag)
+    if target is not None:
+        if str(target) == "-":
+            raise typer.BadParameter("a conversation needs a file, such as answer.wav", param_hint="--output")
+        options.sound_target(str(target), "--output")
+        if source is not None:
+            options.apart(source, target, "--output")

@@ -17,6 +17,10 @@ _ABOVE_NOISE_DB = 6.0
 _TAIL_BLOCKS = 10
 """How long an echo may follow what was played."""
 _JUDGED_BLOCKS = 100
+_WATCHED_BLOCKS, _FIRST_BLOCKS = 150, 50
+"""Of those in which something was played, as many as tell whether the microphone hears it; and the fewest that may."""
+_ECHO_PART = 0.4
+"""Where the microphone stands out of its noise in fewer of them than this, it is not an echo but somebody who talks."""
 _FLOOR_FALL, _FLOOR_RISE = 0.1, 0.005
 
 
@@ -25,6 +29,9 @@ class EchoCanceller:
 
     AEC3 works in bands of 16 kHz here: what it returns is `DELAY_S` late and flat to 8.5 kHz, 7 dB down at 10 kHz. It
     finds the echo's delay itself, up to 450 ms; `played` must not come later than its echo. 10 ms of CPU per second.
+
+    It takes an echo for granted until it has found one, and suppresses everybody who talks into what is played; so with
+    headphones, where there is none, the microphone is passed on as it is, equally late.
     """
 
     def __init__(self) -> None:
@@ -38,6 +45,8 @@ class EchoCanceller:
         self._n_since_played = _TAIL_BLOCKS
         self._noise_db: float | None = None
         self._reductions_db: deque[float] = deque(maxlen=_JUDGED_BLOCKS)
+        self._stood_out: deque[bool] = deque(maxlen=_WATCHED_BLOCKS)
+        self._last = np.zeros(round(DELAY_S * RATE_HZ), np.float32)
         self.played_s = 0.0
         """How long something was played, in all."""
         self.echo_s = 0.0
@@ -49,10 +58,17 @@ class EchoCanceller:
             raise DeviceError(f"blocks have {len(pcm)} and {len(played)} samples, expected {BLOCK_SAMPLES}")
         cleaned = self._processor.process(np.ascontiguousarray(pcm), np.ascontiguousarray(played))
         self._judge(level_db(pcm), level_db(played), level_db(cleaned))
-        return cleaned
+        late, self._last = np.split(np.concatenate([self._last, pcm]), [BLOCK_SAMPLES])
+        return cleaned if self.is_needed else late
+
+    @property
+    def is_needed(self) -> bool:
+        """The microphone hears what is played, or it is too early to tell."""
+        return len(self._stood_out) < _FIRST_BLOCKS or sum(self._stood_out) >= _ECHO_PART * len(self._stood_out)
 
     def _judge(self, heard_db: float, played_db: float, cleaned_db: float) -> None:
-        if played_db > _AUDIBLE_DB:
+        is_played = played_db > _AUDIBLE_DB
+        if is_played:
             self._n_since_played = 0
             self.played_s += BLOCK_S
         else:
@@ -62,8 +78,12 @@ class EchoCanceller:
                 self._noise_db = heard_db
             pace = _FLOOR_FALL if heard_db < self._noise_db else _FLOOR_RISE
             self._noise_db += (heard_db - self._noise_db) * pace
-        elif heard_db > (self._noise_db if self._noise_db is not None else _AUDIBLE_DB) + _ABOVE_NOISE_DB:
-            self.echo_s += BLOCK_S * (self._n_since_played == 0)
+            return
+        stands_out = heard_db > (self._noise_db if self._noise_db is not None else _AUDIBLE_DB) + _ABOVE_NOISE_DB
+        if is_played:
+            self.echo_s += BLOCK_S * stands_out
+            self._stood_out.append(stands_out)
+        if stands_out:
             self._reductions_db.append(heard_db - cleaned_db)
 
     @property

@@ -1,5 +1,7 @@
 """A microphone that is a sound file and a loudspeaker that is another, on any clock."""
 
+import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +50,8 @@ class FileSound:
         self.hold: Callable[[], bool] = lambda: False
         """Whether the conversation still has something to do; it must not wait."""
         self.n_overruns = 0
+        self.start_s = math.inf
+        """When the first sample of both files is; known from `start` on."""
         self._input_path, self._output_path = input, output
         self._echo_gain = 0.0 if echo_db is None else 10 ** (echo_db / 20)
         self._tail_s = tail_s
@@ -72,7 +76,6 @@ class FileSound:
         if self._output_path is not None:
             self._writer = AudioWriter(self._output_path, RATE_HZ)
         self.start_s = self.clock.now_s()
-        """When the first sample of both files is."""
         self._busy_s = self.start_s + len(self._input) / RATE_HZ
 
     def close(self) -> None:
@@ -139,7 +142,10 @@ class FileSound:
         try:
             work()
         except AudioError as error:
-            self._writer = None
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(AudioError):
+                    writer.close()  # what was written stays
             self._faults.append(Fault(self.clock.now_s(), "output-file", f"{error}; it ends here, the talk goes on"))
 
     def write(self, pcm: np.ndarray) -> None:

