@@ -240,6 +240,7 @@ def both_have_made_some(out: Path) -> bool:
     return status(out) is not None and all(any(f"{one + 1:04}.wav" in made for one in share) for share in shares)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_costs_its_unfinished_lines_alone(launch, tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(STORY))
     out = tmp_path / "out"

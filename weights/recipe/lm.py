@@ -10,7 +10,7 @@ from transformers.models.csm.modeling_csm import apply_rotary_pos_emb
 
 AUDIO_VOCAB = CODEBOOK_SIZE + 3
 MAX_POSITIONS = 512
-"""As many as `train_lm.py --length`: a conversation forgets its oldest turns before it gets longer than the model knows."""
+"""As many as `train_lm.py --length`: a conversation forgets its oldest turns before it outgrows the model."""
 GUIDED = ((1, 0), (2, 0))
 """(layer, head) pairs whose attention is led to the letter being spoken."""
 

@@ -217,6 +217,7 @@ def test_the_last_words_are_answered_although_the_file_ends(tmp_path):
     assert [turn["heard"] for turn in talk.turns] == ["Far."]
 
 
+@pytest.mark.slow
 def test_speech_begins_before_the_language_model_has_finished(tmp_path):
     """Two words a second, from a process of its own: the first clause is heard while the rest is unwritten."""
     answer = "It is far away, and it takes light a second to get there."

@@ -258,6 +258,7 @@ def test_ctrl_c_stops_the_answer_and_kill_ends_it_all(terminal, tmp_path):
     assert [turn["user"] for turn in spoken_turns(log)] == ["What is the capital of France?"]
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_and_ctrl_c_twice(terminal):
     terminal.wait_for("▶ speaking")
     n_shown = len(terminal.text)

@@ -119,6 +119,7 @@ def scripted(tmp_path) -> tuple[str, Path]:
     return f"{sys.executable} -S {script}", told
 
 
+@pytest.mark.slow
 def test_an_interrupted_answer_is_silent_at_once_and_remembered_as_heard(server, tmp_path, whisper, scripted):
     command, told = scripted
     with unless_overloaded(), live_talk(server, tmp_path, "--llm-cmd", command) as talk:

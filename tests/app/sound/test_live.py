@@ -140,6 +140,7 @@ def test_pausing_and_dropping_are_silent_at_once(live):
     assert np.flatnonzero(np.abs(server.heard()[n_before:]) > 0.003).max(initial=0) / RATE_HZ < 0.1
 
 
+@pytest.mark.slow
 def test_what_is_unplugged_is_missed_and_found_again(live):
     server, sound, ears = live
     speech = read_audio(SPEECH, RATE_HZ)

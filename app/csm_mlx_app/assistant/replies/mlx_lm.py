@@ -1,6 +1,7 @@
 """Answers from any model that mlx-lm can load, a token at a step, on the caller's thread."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -208,14 +209,16 @@ class MlxLmReply:
         replier, tokenizer = self._replier, loaded.tokenizer
         detokenizer, thinking = tokenizer.detokenizer, replier.thinking(ids)
         n_tokens = 0
-        for token in cache.tokens(ids[-1], self._draw(), loaded.context_tokens - len(ids)):
-            if token in tokenizer.eos_token_ids:
-                break
-            detokenizer.add_token(token)
-            yield thinking.feed(detokenizer.last_segment)
-            n_tokens += not thinking.inside
-            if n_tokens == replier.max_tokens:
-                break
+        # Closed here, on the thread that computes: the garbage collector may run on any, and streams are a thread's.
+        with closing(cache.tokens(ids[-1], self._draw(), loaded.context_tokens - len(ids))) as tokens:
+            for token in tokens:
+                if token in tokenizer.eos_token_ids:
+                    break
+                detokenizer.add_token(token)
+                yield thinking.feed(detokenizer.last_segment)
+                n_tokens += not thinking.inside
+                if n_tokens == replier.max_tokens:
+                    break
         detokenizer.finalize()
         rest = thinking.feed(detokenizer.last_segment) + thinking.finish()
         if rest:
@@ -268,7 +271,7 @@ class PromptCache:
         mx.eval([layer.state for layer in self._layers])
         self.ids += ids
 
-    def tokens(self, last: int, draw: Callable[[mx.array], mx.array], max_tokens: int) -> Iterator[int]:
+    def tokens(self, last: int, draw: Callable[[mx.array], mx.array], max_tokens: int) -> Generator[int]:
         """What follows `last`, the end of the prompt; each token is in the cache by the time that it is handed out."""
         from mlx_lm.generate import generate_step
 
@@ -279,9 +282,10 @@ class PromptCache:
             mx.array([last]), self._model, stream, max_tokens=max_tokens, sampler=draw, prompt_cache=self._layers
         )
         self.ids.append(last)
-        for token, _ in steps:
-            self.ids.append(int(token))
-            yield int(token)
+        with closing(steps):
+            for token, _ in steps:
+                self.ids.append(int(token))
+                yield int(token)
 
 
 def _alternating(messages: Sequence[Message]) -> list[Message]:
