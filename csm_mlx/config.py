@@ -129,11 +129,16 @@ class TransformerConfig(Strict):
     final_norm: bool
     window: int | None = None
     """A query sees this many positions, itself included; None sees all before it."""
-    rope_base: float
+    rope_base: float | None = None
+    """Of the rotary positions; None knows none, as Moshi's depth decoder."""
     rope_scaling: Llama3Rope | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "norm_eps", "rope_base")
+        _positive(self, "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "norm_eps")
+        if self.rope_base is not None:
+            _positive(self, "rope_base")
+        elif self.rope_scaling is not None:
+            raise ConfigError("rope_scaling is given without a rope_base; give both or neither")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
@@ -243,6 +248,86 @@ class CsmConfig(Strict):
     def head_rows(self) -> int:
         """`audio_vocab_size` as the heads have it."""
         return padded_rows(self.audio_vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoshiConfig(Strict):
+    """Kyutai's language models over one text stream and Mimi's codebooks: Moshi, Hibiki, and, as the one that says
+    nothing, speech-to-text.
+
+    Streams come in this order: text, the `n_generated` codebooks that the model says, the others, which it hears.
+    """
+
+    temporal: TransformerConfig
+    """Over frames."""
+    depth: TransformerConfig | None = None
+    """Over the codebooks of one frame; None generates text alone."""
+    text_vocab_size: int
+    """Of the text heard by the model; one more id, the last, begins a session."""
+    text_head_size: int
+    """Of the text said."""
+    codebook_size: int
+    """Mimi's; one more id, the last, begins a session and stands for a delayed code before its time."""
+    n_codebooks: int
+    """Heard by the model, its own included."""
+    n_generated: int = 0
+    delays: tuple[int, ...]
+    """In frames, of the text stream and each codebook."""
+    depth_schedule: tuple[int, ...] = ()
+    """Which set of depth weights each generated codebook takes."""
+    depth_shares_input: bool = False
+    """One projection of the temporal state, not one per set of depth weights."""
+    depth_embedding_rank: int | None = None
+    """Width that the depth decoder's embeddings are stored in; None stores them whole."""
+    n_extra_heads: int = 0
+    """On the temporal state, beside the text's: the pause horizons of speech-to-text."""
+    extra_head_size: int = 6
+    conditions: dict[str, Any] = field(default_factory=dict)
+    """The values that a session can be asked for, by name: how good Hibiki's `description` of the voice is."""
+    text_pad_id: int = 3
+    """Said where no word is."""
+    text_word_id: int = 0
+    """Said in the last frame before a word."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "text_vocab_size", "text_head_size", "codebook_size", "n_codebooks", "extra_head_size")
+        if self.temporal.window is None:
+            raise ConfigError("temporal.window is missing; a session without an end needs one (3000 for Moshi)")
+        if self.depth is not None and self.depth.window is not None:
+            raise ConfigError(f"depth.window is {self.depth.window}, expected none: it sees all codebooks of a frame")
+        if not 0 <= self.n_generated <= self.n_codebooks:
+            raise ConfigError(f"n_generated is {self.n_generated}, expected 0 to n_codebooks {self.n_codebooks}")
+        if (self.depth is None) != (self.n_generated == 0):
+            raise ConfigError(
+                f"n_generated is {self.n_generated}, which needs {'a' if self.n_generated else 'no'} depth"
+            )
+        if len(self.delays) != self.n_codebooks + 1 or min(self.delays) < 0:
+            n = self.n_codebooks + 1
+            raise ConfigError(f"delays is {list(self.delays)}, expected {n} from 0 on: of the text and each codebook")
+        if self.delays[0] != 0:
+            raise ConfigError(f"delays[0] is {self.delays[0]}, expected 0: the text is never delayed")
+        if len(self.depth_schedule) != self.n_generated:
+            raise ConfigError(f"depth_schedule is {list(self.depth_schedule)}, expected {self.n_generated} numbers")
+        if set(self.depth_schedule) != set(range(self.n_depth_sets)):
+            raise ConfigError(f"depth_schedule is {list(self.depth_schedule)}, expected every set from 0 on to be used")
+        for name in ("text_pad_id", "text_word_id"):
+            if not 0 <= getattr(self, name) < self.text_head_size:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to {self.text_head_size - 1}")
+
+    @property
+    def n_depth_sets(self) -> int:
+        """Sets of depth weights."""
+        return 1 + max(self.depth_schedule, default=-1)
+
+    @property
+    def n_heard(self) -> int:
+        """Codebooks of the other side, given and never generated."""
+        return self.n_codebooks - self.n_generated
+
+    @property
+    def initial_tokens(self) -> tuple[int, ...]:
+        """What each stream begins with."""
+        return (self.text_vocab_size, *(self.codebook_size for _ in range(self.n_codebooks)))
 
 
 @dataclass(frozen=True, kw_only=True)

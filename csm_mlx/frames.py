@@ -1,9 +1,11 @@
-"""Turns and the prompt rows they become, as CSM was trained on them (Sesame's `generator.py`).
+"""Turns and the prompt rows they become, as CSM was trained on them (Sesame's `generator.py`), and the delays between
+the streams of Moshi.
 
 A turn is `[speaker]text` between begin and end tokens, one row per token, then one row per frame of its sound and a
 row of zeros, the end frame. Turns follow each other with nothing between.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,3 +100,24 @@ def is_end(codes: np.ndarray) -> bool:
     code there would let the model run on past its end.
     """
     return not codes[:-1].any()
+
+
+class DelayLine:
+    """Shifts each stream of frames by its own number of frames, and back: acoustic codes follow semantic ones."""
+
+    def __init__(self, delays: Sequence[int]):
+        """delays: of each stream, in frames."""
+        self.delays = tuple(delays)
+        self.max_delay = max(self.delays, default=0)
+
+    def delayed(self, frames: np.ndarray, fill: Sequence[int]) -> np.ndarray:
+        """frames (T, K) as (T + max_delay, K); `fill` (K,) stands where a stream has not begun or has ended."""
+        out = np.tile(np.asarray(fill, frames.dtype), (len(frames) + self.max_delay, 1))
+        for k, delay in enumerate(self.delays):
+            out[delay : delay + len(frames), k] = frames[:, k]
+        return out
+
+    def undelayed(self, frames: np.ndarray) -> np.ndarray:
+        """frames (T + max_delay, K) as (T, K) that belong together; `delayed` backwards."""
+        n = max(0, len(frames) - self.max_delay)
+        return np.stack([frames[delay : delay + n, k] for k, delay in enumerate(self.delays)], axis=1)

@@ -7,7 +7,7 @@ import pytest
 from support.models import ByteTokenizer, csm_config
 
 from csm_mlx.errors import AudioError, ConfigError
-from csm_mlx.frames import Turn, TurnRows, check_codes, is_end, text_ids
+from csm_mlx.frames import DelayLine, Turn, TurnRows, check_codes, is_end, text_ids
 
 
 def test_text_has_its_speaker_between_begin_and_end() -> None:
@@ -68,3 +68,17 @@ def test_turns_that_are_none() -> None:
 def test_sound_that_is_none(pcm: Any, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         Turn(speaker=0, text="x", pcm=pcm)
+
+
+@pytest.mark.parametrize("delays", [(0,), (0, 1, 1), (0, 2, 1, 0, 2), (3, 3)])
+def test_undelaying_what_was_delayed_is_the_identity(delays: tuple[int, ...]) -> None:
+    line, frames = DelayLine(delays), np.arange(7 * len(delays)).reshape(7, -1)
+    fill = [-1 - k for k in range(len(delays))]
+    delayed = line.delayed(frames, fill)
+    assert delayed.shape == (7 + max(delays), len(delays))
+    for k, delay in enumerate(delays):
+        assert delayed[:delay, k].tolist() == [fill[k]] * delay
+        assert delayed[delay : delay + 7, k].tolist() == frames[:, k].tolist()
+        assert delayed[delay + 7 :, k].tolist() == [fill[k]] * (max(delays) - delay)
+    np.testing.assert_array_equal(line.undelayed(delayed), frames)
+    assert line.undelayed(delayed[: max(delays)]).shape == (0, len(delays))

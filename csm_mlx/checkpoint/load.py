@@ -75,7 +75,7 @@ def load_checkpoint(
     if source.config.quantization:
         apply_quantization(model, source.config.quantization)
     unpack = bool(source.config.quantization) and (_unpacks(source.config.csm) if unpack is None else unpack)
-    dtype = dtype or _default_dtype(source.model)
+    dtype = dtype or default_dtype(source.model)
     on_disk = [] if unpack else _text_table(model, source.model)
     fill(model, source.model, dtype, "the model", on_disk)
     if on_disk and isinstance(model.text_embeddings, nn.QuantizedEmbedding):
@@ -148,7 +148,7 @@ def _mend(model: CsmModel, on_note: Callable[[str], None] | None) -> None:
             )
 
 
-def _default_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
+def default_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
     """One type for all float weights: mixed ones would turn the activations into the widest."""
     return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else stored_dtype(tensors)
 

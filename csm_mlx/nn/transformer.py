@@ -1,4 +1,4 @@
-"""The one Transformer: CSM's backbone and depth decoder and Mimi's two differ in `TransformerConfig` only."""
+"""The one Transformer: those of CSM, Mimi and Moshi differ in `TransformerConfig` only."""
 
 import math
 
@@ -29,9 +29,9 @@ def _norm(config: TransformerConfig) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped key/value heads, rotary positions and no biases."""
+    """Causal attention with grouped key/value heads, rotary positions or none, and no biases."""
 
-    def __init__(self, config: TransformerConfig, rope: Rope):
+    def __init__(self, config: TransformerConfig, rope: Rope | None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
@@ -68,7 +68,8 @@ class Attention(nn.Module):
         else:
             x = x.reshape(n_rows // at.n_steps, at.n_steps, -1, self.head_dim).swapaxes(1, 2)
             x, new_values = mx.split(x, (n_turned,), axis=1)
-            queries, new_keys = mx.split(self._rope(x, at.positions), (self.n_heads,), axis=1)
+            x = x if self._rope is None else self._rope(x, at.positions)
+            queries, new_keys = mx.split(x, (self.n_heads,), axis=1)
         keys, seen_keys = cache.write(keys, new_keys, at)
         values, seen_values = cache.write(values, new_values, at)
         mask, n_queries = at.mask, at.n_steps
@@ -146,7 +147,7 @@ class GeluMLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and MLP, each optionally scaled per channel."""
 
-    def __init__(self, config: TransformerConfig, rope: Rope):
+    def __init__(self, config: TransformerConfig, rope: Rope | None):
         super().__init__()
         self.input_layernorm = _norm(config)
         self.self_attn = Attention(config, rope)
@@ -180,7 +181,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        rope = Rope(config.head_dim, config.rope_base, config.rope_scaling)
+        base = config.rope_base
+        rope = None if base is None else Rope(config.head_dim, base, config.rope_scaling)
         self.layers = [Block(config, rope) for _ in range(config.n_layers)]
         if config.final_norm:
             self.norm = _norm(config)
@@ -231,7 +233,7 @@ class Transformer(nn.Module):
         """`__call__` for rows x (B * T, dim), those of a sequence together, of at most `BLOCK` positions."""
         c, offset, padding = self._config, state["offset"], state["padding"]
         at = cache.step(offset, n_steps, cache.capacity(state), c.window, padding)
-        if n_steps == 1 and isinstance(offset, int) and x.dtype == mx.float32:
+        if n_steps == 1 and isinstance(offset, int) and x.dtype == mx.float32 and self._rope is not None:
             positions = tuple(offset - n for n in padding) if any(padding) else (offset,)
             at = at._replace(turns=self._rope.turns(positions, c.n_heads + c.n_kv_heads, c.n_kv_heads))
         keys, values, layers = [], [], self["layers"]

@@ -91,6 +91,7 @@ def naive_attention(transformer: Transformer, x: np.ndarray, window: int | None)
     config, attention = transformer._config, transformer.layers[0].self_attn
     q, k, v = (np.array(getattr(attention, f"{n}_proj").weight, dtype=np.float64) for n in "qkv")
     n_steps, d = x.shape[0], config.head_dim
+    assert config.rope_base is not None
     angles = np.arange(n_steps)[:, None] / rope_periods(d, config.rope_base, config.rope_scaling)
 
     def turned(y: np.ndarray) -> np.ndarray:

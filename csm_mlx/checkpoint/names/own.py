@@ -9,3 +9,7 @@ def is_csm(names: set[str]) -> bool:
 
 def is_mimi(names: set[str]) -> bool:
     return any(re.match(r"quantizer\.(semantic|acoustic)\.codebooks$", name) for name in names)
+
+
+def is_moshi(names: set[str]) -> bool:
+    return "temporal.norm.weight" in names
