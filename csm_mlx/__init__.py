@@ -15,7 +15,6 @@ from csm_mlx import errors as errors
 from csm_mlx.errors import CsmError as CsmError
 
 if TYPE_CHECKING:
-    from csm_mlx.config import CheckpointConfig as CheckpointConfig
     from csm_mlx.config import SamplingConfig as SamplingConfig
     from csm_mlx.frames import Turn as Turn
     from csm_mlx.generate.batch import Utterance as Utterance
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
     from csm_mlx.generate.session import Snapshot as Snapshot
     from csm_mlx.generate.speech import Speech as Speech
     from csm_mlx.generate.speech import SpeechStats as SpeechStats
+    from csm_mlx.stored import CheckpointConfig as CheckpointConfig
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import csm_mlx`, and with it `csm --help`, waits for neither MLX nor numpy.
 _HOMES = {
-    "CheckpointConfig": "csm_mlx.config",
+    "CheckpointConfig": "csm_mlx.stored",
     "SamplingConfig": "csm_mlx.config",
     "Turn": "csm_mlx.frames",
     "Csm": "csm_mlx.generate.session",

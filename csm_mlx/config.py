@@ -1,89 +1,18 @@
-"""Every configuration of the package: frozen, keyword-only, strict about unknown and missing fields.
+"""The configuration of every model: frozen, keyword-only, strict about unknown and missing fields.
 
-`config.json` of our own checkpoints is `CheckpointConfig.to_dict()`. Foreign configs are translated in
+`csm_mlx/stored.py` puts them together as a checkpoint's `config.json`. Foreign configs are translated in
 `csm_mlx/checkpoint/names/`; nothing here knows another project's spelling.
 """
 
-import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from csm_mlx.errors import ConfigError
+from csm_mlx.strict import Strict
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strict:
-    """Reads itself from JSON-like data, refusing what it does not know (`ConfigError` names field and place)."""
-
-    @classmethod
-    def from_dict(cls, data: Any, where: str = "config") -> "Self":
-        if not isinstance(data, dict):
-            raise ConfigError(f"{where} is {type(data).__name__} {data!r:.60}, expected an object of {cls.__name__}")
-        hints = typing.get_type_hints(cls)
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for name in data:
-            if name not in fields:
-                near = difflib.get_close_matches(str(name), fields, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(fields))}"
-                raise ConfigError(f"{where} has the unknown field {name!r}; {hint}")
-        for name, f in fields.items():
-            if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{where} lacks the field {name!r}; it has {', '.join(map(str, data)) or 'nothing'}")
-        values = {name: _read(hints[name], value, f"{where}.{name}") for name, value in data.items()}
-        try:
-            return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-like data; `from_dict` of it is equal to `self`. Fields that are None are left out."""
-        return {f.name: _write(v) for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
-
-
-def _write(value: Any) -> Any:
-    if isinstance(value, Strict):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = [a for a in args if a is not type(None)]
-        return _read(hint, value, where)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where} is {value!r}, expected one of {', '.join(map(repr, args))}")
-        return value
-    if isinstance(hint, type) and issubclass(hint, Strict):
-        return hint.from_dict(value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} is {value!r}, expected a list")
-        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {value!r}, expected an object")
-        return dict(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} is {type(value).__name__} {value!r:.60}, expected {hint.__name__}")
-    return value
+    pass
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -348,70 +277,3 @@ class SamplingConfig(Strict):
             raise ConfigError(f"top_p is {self.top_p}, expected above 0 and at most 1 (off)")
         if not 0 <= self.min_p < 1:
             raise ConfigError(f"min_p is {self.min_p}, expected 0 (off) or more and below 1")
-
-
-def _require_version(version: Any, where: str) -> None:
-    if version != FORMAT_VERSION:
-        raise ConfigError(
-            f"{where}format_version is {version!r}, this csm-mlx reads {FORMAT_VERSION}; "
-            "update csm-mlx or convert the source again"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig(Strict):
-    """`config.json` of a checkpoint folder in our own format."""
-
-    format_version: int = FORMAT_VERSION
-    model_type: Literal["csm"] = "csm"
-    csm: CsmConfig
-    codec: MimiConfig
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    quantization: dict[str, Any] | None = None
-    """`{"group_size", "bits", "mode"}` and, per module path, the same or false: as mlx-lm writes it."""
-    source: dict[str, Any] | None = None
-    """Where it came from: repository or folder name, layout, tool version. Read by nobody but people."""
-    notice: str | None = None
-    """One line that is said wherever this checkpoint speaks."""
-
-    def __post_init__(self) -> None:
-        _require_version(self.format_version, "")
-        if self.csm.n_codebooks > self.codec.n_codebooks:
-            raise ConfigError(
-                f"csm.n_codebooks is {self.csm.n_codebooks}, but the codec has {self.codec.n_codebooks} codebooks"
-            )
-        if self.csm.codebook_size != self.codec.codebook_size:
-            raise ConfigError(
-                f"csm.codebook_size is {self.csm.codebook_size}, but codec.codebook_size {self.codec.codebook_size}"
-            )
-
-    @classmethod
-    def from_dict(cls, data: Any, where: str = "config") -> "Self":
-        if isinstance(data, dict):  # first: another version's fields would only seem unknown
-            _require_version(data.get("format_version", FORMAT_VERSION), f"{where}.")
-        return super().from_dict(data, where)
-
-    @classmethod
-    def read(cls, path: Path) -> "CheckpointConfig":
-        """`ConfigError` when the file is missing, is no JSON, or does not fit."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON ({error}); fetch or convert it again") from None
-        return cls.from_dict(data, str(path))
-
-
-def preset_names() -> list[str]:
-    """Names of the JSON presets shipped in `csm_mlx/presets/`."""
-    files = resources.files("csm_mlx") / "presets"
-    return sorted(f.name.removesuffix(".json") for f in files.iterdir() if f.name.endswith(".json"))
-
-
-def preset(name: str) -> CheckpointConfig:
-    """The dimensions of a published or announced model, such as `csm-1b`; `ConfigError` lists the known names."""
-    if name not in preset_names():
-        raise ConfigError(f"no preset {name!r}; known are {', '.join(preset_names())}")
-    data = json.loads((resources.files("csm_mlx") / "presets" / f"{name}.json").read_text(encoding="utf-8"))
-    return CheckpointConfig.from_dict(data, f"preset {name}")

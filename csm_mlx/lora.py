@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from csm_mlx.config import Strict
 from csm_mlx.errors import ConfigError
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.quantize import dequantized_rows, named_parameters
+from csm_mlx.strict import Strict
 
 DEFAULT_TARGETS = ("backbone.*_proj", "depth_decoder.*_proj", "projection")
 """All linear layers but the heads, which are most of what is heard and small enough to train whole."""

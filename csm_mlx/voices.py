@@ -22,8 +22,9 @@ import mlx.core as mx
 import numpy as np
 
 from csm_mlx.audio import audio_info, read_audio, write_audio
-from csm_mlx.config import MimiConfig, Strict
+from csm_mlx.config import MimiConfig
 from csm_mlx.errors import ConfigError, VoiceError
+from csm_mlx.strict import Strict
 
 META_FILE, CLIP_FILE, CODES_FILE = "voice.json", "clip.wav", "codes.safetensors"
 MIN_CLIP_S = 0.3

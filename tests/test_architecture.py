@@ -12,10 +12,12 @@ LIBRARY, APP = ROOT / "csm_mlx", ROOT / "app" / "csm_mlx_app"
 
 # Each layer, and what of our own it may import besides itself. `nn <- models <- generate <- app`; `checkpoint` knows
 # models and no model knows `checkpoint`.
-LEAVES = {"errors", "config"}
+LEAVES = {"errors", "strict", "config", "stored"}
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "strict": {"errors"},
+    "config": {"errors", "strict"},
+    "stored": {"errors", "strict", "config"},
     "audio": LEAVES,
     "jsonl": LEAVES,
     "tokenizer": LEAVES,
@@ -53,6 +55,7 @@ HOMES = {
     "soundfile": {"audio"},
     "soxr": {"audio"},
     "tokenizers": {"tokenizer"},
+    "sentencepiece": {"tokenizer"},
     "pysbd": {"text"},
     "num2words": {"text"},
     "huggingface_hub": {"checkpoint"},
@@ -115,7 +118,7 @@ FIRST = [APP / "cli.py", APP / "options.py", APP / "console.py", *files(APP / "c
 
 @pytest.mark.parametrize("path", FIRST, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_import_lazily(path: Path) -> None:
-    light = {"csm_mlx", "csm_mlx_app", "csm_mlx.errors", "csm_mlx.config"}
+    light = {"csm_mlx", "csm_mlx_app", "csm_mlx.errors", "csm_mlx.config", "csm_mlx.stored"}
     for name, top in imports(path):
         parts = name.split(".")
         if not top or parts[0] in sys.stdlib_module_names or parts[0] in {"csm_mlx_app", "typer", "click"}:
@@ -143,5 +146,16 @@ def test_files_and_functions_fit_in_a_head(path: Path) -> None:
 def test_importing_the_package_waits_for_nothing_heavy() -> None:
     code = "import sys, csm_mlx, csm_mlx_app.cli; print(*sorted({n.split('.')[0] for n in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"mlx", "numpy", "rich", "tokenizers", "huggingface_hub", "soundfile", "sounddevice", "matplotlib", "pysbd"}
+    heavy = {
+        "mlx",
+        "numpy",
+        "rich",
+        "tokenizers",
+        "sentencepiece",
+        "huggingface_hub",
+        "soundfile",
+        "sounddevice",
+        "matplotlib",
+        "pysbd",
+    }
     assert not heavy & set(loaded)

@@ -13,10 +13,11 @@ from support.models import csm_config, llama, random_csm, random_csm_model
 
 import csm_mlx
 from csm_mlx.benchmark import BareProducts, Benchmark, benchmark, count_nodes, frame_bytes, plot
-from csm_mlx.config import CsmConfig, TransformerConfig, preset
+from csm_mlx.config import CsmConfig, TransformerConfig
 from csm_mlx.errors import ConfigError, GenerationError
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.quantize import Quantization, named_parameters, quantize_model
+from csm_mlx.stored import preset
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support.models import csm_config, mimi_config
 
-from csm_mlx.config import CheckpointConfig, preset, preset_names
 from csm_mlx.errors import ConfigError
+from csm_mlx.stored import CheckpointConfig, preset, preset_names
 
 
 @pytest.fixture

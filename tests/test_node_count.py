@@ -11,7 +11,8 @@ import pytest
 from support.models import random_csm_model
 
 from csm_mlx.benchmark import FrameLoop, count_nodes
-from csm_mlx.config import CsmConfig, SamplingConfig, TransformerConfig, preset
+from csm_mlx.config import CsmConfig, SamplingConfig, TransformerConfig
+from csm_mlx.stored import preset
 
 GREEDY = SamplingConfig(temperature=0.0)
 TOP_K = SamplingConfig(temperature=0.9, top_k=50)

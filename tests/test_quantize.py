@@ -15,7 +15,7 @@ import csm_mlx
 from csm_mlx import quantize_report
 from csm_mlx.checkpoint.convert import convert
 from csm_mlx.checkpoint.load import load_checkpoint
-from csm_mlx.config import SamplingConfig, preset
+from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import ConfigError, ContextError, CsmError, QuantizationError
 from csm_mlx.frames import Turn, TurnRows
 from csm_mlx.models.csm import CsmModel
@@ -29,6 +29,7 @@ from csm_mlx.quantize import (
     plan,
     quantize_model,
 )
+from csm_mlx.stored import preset
 
 
 def make_model() -> CsmModel:

@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+from support.moshi import write_spm
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from csm_mlx.errors import TokenizerError
-from csm_mlx.tokenizer import BOS, EOS, TextTokenizer
+from csm_mlx.tokenizer import BOS, EOS, PieceStream, SpmTokenizer, TextTokenizer
 
 
 def stand_in(specials: list[str]) -> HfTokenizer:
@@ -88,3 +89,38 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(TokenizerError, match=r"cannot read .*none\.json: No such file"):
         TextTokenizer.from_file(tmp_path / "none.json")
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> SpmTokenizer:
+    return SpmTokenizer.from_file(write_spm(tmp_path_factory.mktemp("spm") / "tokenizer.model"))
+
+
+@pytest.mark.parametrize("text", ["how are you", "Is it 日本, or é?", "a", ""])
+def test_sentencepiece_ids_become_the_text_again(spm: SpmTokenizer, text: str):
+    ids = spm.encode(text)
+    assert all(0 <= i < spm.vocab_size for i in ids)
+    assert spm.decode(ids) == text
+
+
+def test_a_character_spelt_in_bytes_is_told_whole(spm: SpmTokenizer):
+    stream, ids = PieceStream(spm), spm.encode("日")
+    told = [stream.put(i) for i in ids]
+    assert "".join(told) == " 日"
+    assert told[-1] == "日"
+    assert stream.put(ids[-3]) == ""  # a part of another, which never comes
+    assert stream.end() == "\N{REPLACEMENT CHARACTER}"
+    assert stream.end() == ""
+
+
+def test_control_tokens_and_unknown_ids_say_nothing(spm: SpmTokenizer):
+    assert spm.decode([0, 1, 2, 3, spm.vocab_size, 10**6]) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 100])
+def test_what_is_no_sentencepiece_model_is_said(tmp_path: Path, content: bytes):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(TokenizerError, match=r"tokenizer.model is .*sentencepiece model; fetch it again"):
+        SpmTokenizer.from_file(tmp_path / "tokenizer.model")
+    with pytest.raises(TokenizerError, match="No such file"):
+        SpmTokenizer.from_file(tmp_path / "nowhere.model")

@@ -14,8 +14,9 @@ from mlx.utils import tree_flatten
 from csm_mlx.checkpoint import files
 from csm_mlx.checkpoint.detect import csm_layout
 from csm_mlx.checkpoint.read import Tensor, read_tensors
-from csm_mlx.config import CheckpointConfig, CsmConfig, preset, preset_names
+from csm_mlx.config import CsmConfig
 from csm_mlx.errors import CsmError
+from csm_mlx.stored import CheckpointConfig, preset, preset_names
 from csm_mlx_app import places
 
 WORKSPACE_BYTES = 500_000_000

@@ -13,10 +13,11 @@ from csm_mlx.checkpoint import files
 from csm_mlx.checkpoint.read import Tensor, misfits, read_tensors, require_finite
 from csm_mlx.checkpoint.save import AtomicFolder, SafetensorsWriter, require_space, write_json
 from csm_mlx.checkpoint.source import read_json
-from csm_mlx.config import CsmConfig, Strict
+from csm_mlx.config import CsmConfig
 from csm_mlx.errors import CheckpointError, ConfigError
 from csm_mlx.lora import AdapterConfig, adapter_parameters, adapter_shapes, adapters, attach
 from csm_mlx.models.csm import CsmModel
+from csm_mlx.strict import Strict
 
 FORMAT_VERSION = 1
 _N_MARKS = 16

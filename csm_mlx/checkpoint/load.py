@@ -12,12 +12,13 @@ from csm_mlx.checkpoint import hub, kernels, later
 from csm_mlx.checkpoint.adapter import apply_adapter, read_adapter
 from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, misfits, require_finite
 from csm_mlx.checkpoint.source import Source, open_source
-from csm_mlx.config import CheckpointConfig, CsmConfig
+from csm_mlx.config import CsmConfig
 from csm_mlx.errors import CheckpointError, ConfigError, TokenizerError
 from csm_mlx.lora import fuse_model, settle
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.quantize import apply_quantization, dequantize_model, named_parameters
+from csm_mlx.stored import CheckpointConfig
 from csm_mlx.tokenizer import TextTokenizer, Tokenizer
 
 UNPACKED_BYTES = 256_000_000

@@ -11,8 +11,9 @@ from csm_mlx.checkpoint import files, hub
 from csm_mlx.checkpoint.detect import csm_layout, mimi_layout
 from csm_mlx.checkpoint.names import llama, mimi, mimi_kyutai, mimi_transformers, torchtune, transformers
 from csm_mlx.checkpoint.read import PICKLE_REASON, Tensor, read_tensors
-from csm_mlx.config import CheckpointConfig, CsmConfig, MimiConfig, SamplingConfig
+from csm_mlx.config import CsmConfig, MimiConfig, SamplingConfig
 from csm_mlx.errors import CheckpointError, ConfigError, HubError
+from csm_mlx.stored import CheckpointConfig
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 

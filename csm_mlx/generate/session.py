@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from csm_mlx.config import CheckpointConfig, SamplingConfig
+from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import ConfigError
 from csm_mlx.frames import Turn, TurnRows, check_codes, check_pcm, check_speaker, text_ids
 from csm_mlx.generate.batch import Utterance, utterances
@@ -17,6 +17,7 @@ from csm_mlx.generate.speech import Speech
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.sampling import Sampler
+from csm_mlx.stored import CheckpointConfig
 from csm_mlx.tokenizer import Tokenizer
 
 

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from csm_mlx.config import Strict
 from csm_mlx.errors import ConfigError
 from csm_mlx.lora import AdapterConfig, Method
+from csm_mlx.strict import Strict
 
 LEARNING_RATES: dict[Method, float] = {"lora": 2e-4, "dora": 2e-4, "full": 2e-5}
 DEFAULT_EPOCHS = 10

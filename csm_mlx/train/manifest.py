@@ -14,11 +14,11 @@ import numpy as np
 
 from csm_mlx.audio import audio_info, read_audio
 from csm_mlx.checkpoint.files import CODES_CACHE
-from csm_mlx.config import Strict
 from csm_mlx.errors import AudioError, ConfigError, ManifestError
 from csm_mlx.frames import check_speaker, text_ids
 from csm_mlx.generate.session import Csm
 from csm_mlx.jsonl import read_json_lines
+from csm_mlx.strict import Strict
 
 MAX_PROBLEMS = 50
 """Those that an error lists; the others are counted."""

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from csm_mlx_app.codes import read_codes
 
-from csm_mlx.config import preset
 from csm_mlx.errors import AudioError
+from csm_mlx.stored import preset
 
 K = preset("csm-tiny").csm.n_codebooks
 

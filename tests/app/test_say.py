@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from csm_mlx.config import preset
+from csm_mlx.stored import preset
 
 RANDOM = Path(__file__).parents[1] / "golden" / "random"
 """Random weights, which mind the seed and all that precedes; the embedded voice is nearly sure of every code."""

@@ -50,10 +50,11 @@ from worker import TEMPERATURE, TOP_K
 sys.path.insert(0, str(ROOT))
 from csm_mlx.benchmark import BatchLoop, FrameLoop, count_nodes, frame_bytes, times
 from csm_mlx.checkpoint import kernels
-from csm_mlx.config import CsmConfig, SamplingConfig, TransformerConfig, preset
+from csm_mlx.config import CsmConfig, SamplingConfig, TransformerConfig
 from csm_mlx.generate.context import Context
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.quantize import Quantization, dequantize_model, quantize_model
+from csm_mlx.stored import preset
 
 NAME = "benchmarks-gpu"
 PROMPT_ROWS, WARM_FRAMES, BUILDS, PREFILLS, COPIES = 100, 5, 10, 5, 5

@@ -24,9 +24,9 @@ from csm_mlx.checkpoint import read
 from csm_mlx.checkpoint.convert import ConvertReport, convert
 from csm_mlx.checkpoint.load import load_checkpoint
 from csm_mlx.checkpoint.save import SafetensorsWriter
-from csm_mlx.config import CheckpointConfig
 from csm_mlx.errors import CheckpointError, ConfigError, QuantizationError, TokenizerError
 from csm_mlx.quantize import Quantization, bits_per_weight, quantize_model
+from csm_mlx.stored import CheckpointConfig
 from csm_mlx.voices import VoiceStore
 
 

@@ -15,11 +15,11 @@ from csm_mlx.checkpoint.convert import convert
 from csm_mlx.checkpoint.fuse import fuse_checkpoint, write_full
 from csm_mlx.checkpoint.load import load_checkpoint
 from csm_mlx.checkpoint.read import read_tensors
-from csm_mlx.config import CheckpointConfig
 from csm_mlx.errors import ConfigError
 from csm_mlx.frames import Turn
 from csm_mlx.lora import AdapterConfig, adapters, attach, fuse_model
 from csm_mlx.quantize import Quantization, bits_per_weight, dequantized, named_parameters
+from csm_mlx.stored import CheckpointConfig
 
 
 def codes(csm: csm_mlx.Csm, text: str) -> np.ndarray:

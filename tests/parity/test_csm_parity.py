@@ -27,8 +27,9 @@ from support.originals import (
 
 import csm_mlx
 from csm_mlx.checkpoint.convert import convert
-from csm_mlx.config import CsmConfig, preset
+from csm_mlx.config import CsmConfig
 from csm_mlx.frames import is_end
+from csm_mlx.stored import preset
 
 pytestmark = pytest.mark.parity
 

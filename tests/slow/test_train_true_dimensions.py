@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 from support.models import ByteTokenizer
 from support.training import random_examples
-from csm_mlx.config import preset
+from csm_mlx.stored import preset
 from csm_mlx.generate.session import Csm
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi

@@ -19,7 +19,8 @@ from support.training import python
 from tokenizers.pre_tokenizers import ByteLevel
 
 from csm_mlx.checkpoint.save import SafetensorsWriter
-from csm_mlx.config import TransformerConfig, preset
+from csm_mlx.config import TransformerConfig
+from csm_mlx.stored import preset
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 from support.models import csm_config, llama, mimi_config, mimi_transformer
 
-from csm_mlx.config import CheckpointConfig, MimiConfig, TransformerConfig
+from csm_mlx.config import MimiConfig, TransformerConfig
+from csm_mlx.stored import CheckpointConfig
 
 Weights = dict[str, np.ndarray]
 

@@ -8,10 +8,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from csm_mlx.config import CheckpointConfig, CsmConfig, Llama3Rope, MimiConfig, SamplingConfig, TransformerConfig
+from csm_mlx.config import CsmConfig, Llama3Rope, MimiConfig, SamplingConfig, TransformerConfig
 from csm_mlx.generate.session import Csm
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
+from csm_mlx.stored import CheckpointConfig
 
 LLAMA3 = Llama3Rope(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
 

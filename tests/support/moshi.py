@@ -61,6 +61,23 @@ def greedy_session(model: MoshiModel, batch: int = 1, conditions: dict[str, str]
     return MoshiSession(model, batch=batch, text=GREEDY, audio=GREEDY, conditions=conditions)
 
 
+def write_spm(path: Path, vocab_size: int = 300) -> Path:
+    """A small sentencepiece model with bytes, as Kyutai's: 0 unknown, 1 begin, 2 end, 3 padding."""
+    import io
+
+    from sentencepiece import SentencePieceTrainer
+
+    lines = ["The boat left the harbour before the sun was up.", "How are you today, my friend?"]
+    lines += ["What is the capital of France?", "It is a quarter to four in the afternoon."]
+    model = io.BytesIO()
+    SentencePieceTrainer.Train(
+        sentence_iterator=iter(lines * 20), model_writer=model, vocab_size=vocab_size, hard_vocab_limit=False,
+        byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3, minloglevel=2,
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+    return path
+
+
 def kyutai_config(config: MoshiConfig) -> dict[str, Any]:
     """What Kyutai's config.json says of it."""
     t, d = config.temporal, config.depth
