@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from csm_mlx.config import SamplingConfig as SamplingConfig
     from csm_mlx.frames import Turn as Turn
     from csm_mlx.generate.batch import Utterance as Utterance
+    from csm_mlx.generate.moshi import Moshi as Moshi
+    from csm_mlx.generate.moshi import MoshiSession as MoshiSession
     from csm_mlx.generate.session import Csm as Csm
     from csm_mlx.generate.session import CsmSession as CsmSession
     from csm_mlx.generate.session import Snapshot as Snapshot
     from csm_mlx.generate.speech import Speech as Speech
     from csm_mlx.generate.speech import SpeechStats as SpeechStats
+    from csm_mlx.generate.transcribe import Stt as Stt
+    from csm_mlx.generate.transcribe import SttSession as SttSession
     from csm_mlx.stored import CheckpointConfig as CheckpointConfig
 
 __version__ = "0.1.0"
@@ -38,6 +42,10 @@ _HOMES = {
     "Speech": "csm_mlx.generate.speech",
     "SpeechStats": "csm_mlx.generate.speech",
     "Utterance": "csm_mlx.generate.batch",
+    "Moshi": "csm_mlx.generate.moshi",
+    "MoshiSession": "csm_mlx.generate.moshi",
+    "Stt": "csm_mlx.generate.transcribe",
+    "SttSession": "csm_mlx.generate.transcribe",
 }
 
 
@@ -64,3 +72,24 @@ def load(path_or_id: str | Path | None = None, **options: Any) -> "Csm":
 
     checkpoint = load_checkpoint(path_or_id or default_checkpoint(), **options)
     return Csm(checkpoint.model, checkpoint.codec, checkpoint.tokenizer, checkpoint.config, checkpoint.path)
+
+
+def load_stt(path_or_id: str | Path, **options: Any) -> "Stt":
+    """Loads a speech-to-text model of Kyutai's: a folder in any known layout or a hub id.
+
+    options and errors: those of `csm_mlx.checkpoint.load.load_moshi_checkpoint`.
+    """
+    from csm_mlx.checkpoint.load import load_moshi_checkpoint
+    from csm_mlx.generate.transcribe import Stt
+
+    checkpoint = load_moshi_checkpoint(path_or_id, "stt", **options)
+    return Stt(checkpoint.model, checkpoint.codec, checkpoint.tokenizer, checkpoint.config, checkpoint.path)
+
+
+def load_moshi(path_or_id: str | Path, **options: Any) -> "Moshi":
+    """As `load_stt`, for a model that listens and speaks at once: Moshi or Hibiki."""
+    from csm_mlx.checkpoint.load import load_moshi_checkpoint
+    from csm_mlx.generate.moshi import Moshi
+
+    checkpoint = load_moshi_checkpoint(path_or_id, "moshi", **options)
+    return Moshi(checkpoint.model, checkpoint.codec, checkpoint.tokenizer, checkpoint.config, checkpoint.path)

@@ -37,7 +37,7 @@ class Recipe:
 
     def bits_of(self, path: str, last_layers: dict[str, int]) -> int:
         """`last_layers`: the index of the last layer by the name of its transformer."""
-        match = re.match(r"(\w+)\.layers\.(\d+)\.", path)
+        match = re.match(r"(\w+(?:\.\d+)?)\.layers\.(\d+)\.", path)
         if match is None:
             return self.wide_bits
         if self.edge_bits is None:
@@ -114,7 +114,7 @@ class Quantization:
         """What to do with each layer of `model`, ready for `nn.quantize`.
 
         Where the width is no multiple of the group size, a smaller group that fits is taken; else the layer stays
-        float.
+        float, as one does whose rows MLX's fast kernel cannot take.
         """
         recipe, defaults, last = self._recipe, self.defaults, _last_layers(model)
 
@@ -126,7 +126,7 @@ class Quantization:
             if self.mode != "affine":
                 sizes = [defaults["group_size"]]
             fitting = [s for s in sizes if width % s == 0]
-            if not fitting:
+            if not fitting or _has_odd_rows(module):
                 return False
             bits = recipe.bits_of(path, last) if recipe else defaults["bits"]
             return {"group_size": fitting[0], "bits": bits, "mode": self.mode}
@@ -148,6 +148,11 @@ def _width(module: nn.Module) -> int:
     return weight.shape[-1]
 
 
+def _has_odd_rows(module: nn.Module) -> bool:
+    """Of a product, which is fast for rows by the eight only: the pause heads of speech-to-text have six."""
+    return isinstance(module, nn.Linear) and module.weight.shape[0] % 8 != 0
+
+
 def named_parameters(module: nn.Module) -> dict[str, mx.array]:
     """All parameters of a module by their paths, which are the names of tensors on disk."""
     return dict(cast("list[tuple[str, mx.array]]", tree_flatten(module.parameters())))
@@ -156,7 +161,7 @@ def named_parameters(module: nn.Module) -> dict[str, mx.array]:
 def _last_layers(model: nn.Module) -> dict[str, int]:
     last: dict[str, int] = {}
     for path, _ in model.named_modules():
-        if match := re.fullmatch(r"(\w+)\.layers\.(\d+)", path):
+        if match := re.fullmatch(r"(\w+(?:\.\d+)?)\.layers\.(\d+)", path):
             last[match[1]] = max(last.get(match[1], 0), int(match[2]))
     return last
 
@@ -172,7 +177,8 @@ def plan(model: nn.Module, quantization: Quantization) -> tuple[dict[str, Any], 
         width = _width(module)
         if not isinstance(decision, dict):
             config[path] = False
-            notes.append(f"{path} stays float: its width {width} is no multiple of a group size")
+            odd = "its rows are no multiple of 8" if _has_odd_rows(module) else ""
+            notes.append(f"{path} stays float: {odd or f'its width {width} is no multiple of a group size'}")
             continue
         if decision["group_size"] != defaults["group_size"]:
             notes.append(f"{path} has groups of {decision['group_size']}: its width is {width}")

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 import csm_mlx
-from csm_mlx.checkpoint.source import open_source
+from csm_mlx.checkpoint.source import open_csm
 from csm_mlx.config import CsmConfig
 from csm_mlx.errors import ConfigError, ContextError
 from csm_mlx.frames import Turn, TurnRows, check_codes, text_ids
@@ -123,7 +123,7 @@ def _tell(on_frames: OnFrames | None, which: str, chunks: list[np.ndarray], tota
 
 def _size(path: str | Path, config: CsmConfig) -> tuple[int, float]:
     """(bytes on disk, bits per weight) of a model without its codec."""
-    n_bytes = sum(tensor.n_bytes for tensor in open_source(path).model.values())
+    n_bytes = sum(tensor.n_bytes for tensor in open_csm(path).model.values())
     n_weights = sum(p.size for p in named_parameters(CsmModel(config)).values())
     return n_bytes, 8 * n_bytes / n_weights
 

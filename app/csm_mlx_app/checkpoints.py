@@ -12,11 +12,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from csm_mlx.checkpoint import files
-from csm_mlx.checkpoint.detect import csm_layout
+from csm_mlx.checkpoint.detect import csm_layout, moshi_layout
 from csm_mlx.checkpoint.read import Tensor, read_tensors
-from csm_mlx.config import CsmConfig
+from csm_mlx.checkpoint.source import kind_of
 from csm_mlx.errors import CsmError
-from csm_mlx.stored import CheckpointConfig, preset, preset_names
+from csm_mlx.stored import AnyConfig, CheckpointConfig, any_preset, preset_names, read_config
 from csm_mlx_app import places
 
 WORKSPACE_BYTES = 500_000_000
@@ -31,12 +31,14 @@ class Known:
 
     name: str
     """What `--model` takes, or a preset's name."""
+    kind: str
+    """csm, which speaks; stt, which transcribes; or moshi, which does both at once."""
     weights: str
     """Such as `bfloat16`, `4 bit` or `q4`."""
     size_bytes: int
     """On disk, without the hub's other files."""
     memory_bytes: int
-    """Needed to speak."""
+    """Needed to use it."""
 
     def to_dict(self) -> dict[str, Any]:
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
@@ -97,20 +99,23 @@ def _cached() -> Iterator[tuple[str, str, Path]]:
 
 
 def _describe(name: str, where: str, path: Path) -> Found | None:
-    """None for a folder that holds no CSM."""
+    """None for a folder that holds no model."""
     tensors = {n: t for file in files.weight_files(path) for n, t in read_tensors(file).items()}
-    layout = csm_layout(tensors)
+    csm, moshi = csm_layout(tensors), moshi_layout(tensors)
+    layout = csm or moshi
     if layout is None:
         return None
     cache = 0
     if layout == "own":
-        config = CheckpointConfig.read(path / files.CONFIG)
+        config = read_config(path / files.CONFIG)
         weights = f"{config.quantization['bits']} bit" if config.quantization else _most_stored(tensors)
-        cache = _cache_bytes(config.csm)
+        cache, kind = _cache_bytes(config), kind_of(config)
     else:
         weights = f"{_most_stored(tensors)}, {layout} layout"
+        kind = "csm" if csm else "moshi" if any(name.startswith("depformer") for name in tensors) else "stt"
     return Found(
         name=name,
+        kind=kind,
         where=where,
         path=path,
         weights=weights,
@@ -133,9 +138,12 @@ def _loaded_bytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * (4 if widened else tensor.dtype.size)
 
 
-def _cache_bytes(config: CsmConfig) -> int:
-    stack = config.backbone
-    return config.max_positions * stack.n_layers * stack.n_kv_heads * stack.head_dim * 2 * _CACHE_NUMBER_BYTES
+def _cache_bytes(config: AnyConfig) -> int:
+    """Of a session that has reached its most positions."""
+    is_csm = isinstance(config, CheckpointConfig)
+    stack = config.csm.backbone if is_csm else config.moshi.temporal
+    n_positions = config.csm.max_positions if is_csm else stack.window or 0
+    return n_positions * stack.n_layers * stack.n_kv_heads * stack.head_dim * 2 * _CACHE_NUMBER_BYTES
 
 
 def known_models() -> list[Known]:
@@ -148,16 +156,16 @@ def known_models() -> list[Known]:
 
 def _size(name: str, recipe: str | None) -> Known:
     """Built lazily: arrays know their sizes without being computed."""
-    from csm_mlx.models.csm import CsmModel
+    from csm_mlx.checkpoint.load import make_model
     from csm_mlx.models.mimi import Mimi
     from csm_mlx.quantize import Quantization, quantize_model
 
-    config = preset(name)
-    model = CsmModel(config.csm)
+    config = any_preset(name)
+    model = make_model(config)
     model.set_dtype(mx.bfloat16)
     if recipe is not None:
         quantize_model(model, Quantization(recipe=recipe))
     parts = (model.parameters(), Mimi(config.codec).parameters())
     size = sum(array.nbytes for part in parts for array in dict(tree_flatten(part)).values())
-    memory = size + _cache_bytes(config.csm) + WORKSPACE_BYTES
-    return Known(name=name, weights=recipe or "bfloat16", size_bytes=size, memory_bytes=memory)
+    memory = size + _cache_bytes(config) + WORKSPACE_BYTES
+    return Known(name=name, kind=kind_of(config), weights=recipe or "bfloat16", size_bytes=size, memory_bytes=memory)

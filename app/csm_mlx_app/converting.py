@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from csm_mlx.quantize import Quantization
 
 
+_NEXT = {"csm": 'csm say "Hello there."', "stt": "csm transcribe FILE", "moshi": "csm duplex"}
+"""What to do with a new checkpoint, by its kind."""
+
+
 def default_out(source: str, quantization: "Quantization | None") -> Path:
     """./weights/NAME, with the quantization's name behind it: unsloth/csm-1b becomes weights/csm-1b-q4."""
     name = Path(source).expanduser().resolve().name if Path(source).exists() else source.rstrip("/").split("/")[-1]
@@ -56,4 +60,4 @@ def tell(report: "ConvertReport") -> None:
         console.talk(f"voices: {', '.join(report.voices)}; csm say --voice NAME speaks with one")
     for line in report.notes:
         console.note(line)
-    console.talk(f'next: csm say "Hello there." --model {shlex.quote(str(report.out))}')
+    console.talk(f"next: {_NEXT[report.kind]} --model {shlex.quote(str(report.out))}")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from csm_mlx.checkpoint import files, hub, prompts
-from csm_mlx.checkpoint.load import check_fit, load_tokenizer
+from csm_mlx.checkpoint.load import check_fit, check_tokenizer, make_model
 from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, require_finite
 from csm_mlx.checkpoint.save import (
     AtomicFolder,
@@ -27,11 +28,11 @@ from csm_mlx.checkpoint.save import (
     write_json,
     write_text,
 )
-from csm_mlx.checkpoint.source import Source, open_source
+from csm_mlx.checkpoint.source import Source, kind_of, open_source
 from csm_mlx.errors import CheckpointError, ConfigError, QuantizationError
-from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.quantize import Quantization, apply_quantization, named_parameters, plan
+from csm_mlx.stored import AnyConfig
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 _CONFIG_BYTES = 1 << 20
@@ -46,8 +47,10 @@ class ConvertReport:
     """What a conversion made and what it took."""
 
     out: Path
+    kind: str
+    """csm, stt or moshi."""
     layout: str
-    """Of the source: own, transformers, torchtune or llama."""
+    """Of the source: own, transformers, torchtune, llama, kyutai or kyutai-slices."""
     dtype: str
     """Of float weights and scales."""
     quantization: str | None
@@ -89,7 +92,8 @@ def convert(
 
     dtype: of the model's float weights, and what is quantized from. A source that is quantized keeps its own, as the
         codec does.
-    codec, tokenizer: where they are, if neither inside nor beside the model; else they are fetched.
+    codec, tokenizer: where they are, if neither inside nor beside the model; else they are fetched. Kyutai's language
+        models have a sentencepiece model for tokenizer.
     force: replace a checkpoint that is there.
     notice: one line that is said wherever this checkpoint speaks.
 
@@ -108,7 +112,7 @@ def convert(
 
 
 def write_source(
-    opened: Source,
+    opened: Source[AnyConfig],
     out: str | Path,
     *,
     dtype: mx.Dtype,
@@ -123,7 +127,7 @@ def write_source(
     atomic = AtomicFolder(out, force=force)
     if out.exists() and out.resolve() == opened.path.resolve():
         raise CheckpointError(f"{out} is the source itself, which replacing would lose; choose another place")
-    load_tokenizer(opened)
+    check_tokenizer(opened)
     model = _plan_model(opened, dtype, quantization)
     codec_plan = _plan_codec(opened)
     writes = model.writes + codec_plan
@@ -132,7 +136,7 @@ def write_source(
     with atomic as folder:
         model_bytes = _write(folder / files.MODEL, model.writes, count)
         codec_bytes = _write(folder / files.CODEC, codec_plan, count)
-        copy_file(opened.tokenizer, folder / files.TOKENIZER)
+        copy_file(opened.tokenizer, folder / (files.TOKENIZER if opened.config.model_type == "csm" else files.SPM))
         voices, skipped = prompts.store_voices(opened, folder)
         if card is not None:
             write_text(folder / files.README, card)
@@ -140,6 +144,7 @@ def write_source(
     n_weights = sum(w.n_weights for w in model.writes)
     return ConvertReport(
         out=out,
+        kind=kind_of(opened.config),
         layout=opened.layout,
         dtype=_name(model.dtype),
         quantization=model.label,
@@ -192,9 +197,9 @@ class _ModelPlan:
     notes: list[str]
 
 
-def _plan_model(source: Source, dtype: mx.Dtype, quantization: Quantization | None) -> _ModelPlan:
+def _plan_model(source: Source[AnyConfig], dtype: mx.Dtype, quantization: Quantization | None) -> _ModelPlan:
     """Which tensors of what type and shape; the arrays of the models made here are never evaluated."""
-    given, skeleton, notes = source.config.quantization, CsmModel(source.config.csm), []
+    given, skeleton, notes = source.config.quantization, make_model(source.config), []
     if given and quantization:
         raise QuantizationError(
             f"{source.path} is quantized already ({given['bits']} bits); quantize its float original"
@@ -235,7 +240,7 @@ def _plain(name: str, tensor: Tensor, dtype: mx.Dtype) -> _Write:
     return _Write(name, tensor, dtype, {name: (dtype, tensor.shape)}, None, math.prod(tensor.shape))
 
 
-def _pass_through(skeleton: CsmModel, source: Source, dtype: mx.Dtype) -> list[_Write]:
+def _pass_through(skeleton: nn.Module, source: Source[AnyConfig], dtype: mx.Dtype) -> list[_Write]:
     """A quantized model as it is: packed weights and scales untouched, other floats in the scales' type."""
     layers, writes = dict(skeleton.named_modules()), []
     for name, tensor in sorted(source.model.items()):
@@ -249,7 +254,7 @@ def _pass_through(skeleton: CsmModel, source: Source, dtype: mx.Dtype) -> list[_
     return writes
 
 
-def _plan_codec(source: Source) -> list[_Write]:
+def _plan_codec(source: Source[AnyConfig]) -> list[_Write]:
     """The codec in the types it came in: widening them to float32 when loading loses nothing and spares disk."""
     check_fit(Mimi(source.config.codec), source.codec, "the codec")
     return [_plain(name, tensor, tensor.dtype) for name, tensor in sorted(source.codec.items())]

@@ -7,6 +7,8 @@ GENERATION_CONFIG = "generation_config.json"
 MODEL = "model.safetensors"
 CODEC = "codec.safetensors"
 TOKENIZER = "tokenizer.json"
+SPM = "tokenizer.model"
+"""In its place for Kyutai's language models: sentencepiece's."""
 VOICES = "voices"
 README = "README.md"
 
@@ -14,7 +16,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapters.safetensors"
 """Both as mlx-lm names them; what is in them is ours."""
 
-OWN_FILES = frozenset({CONFIG, MODEL, CODEC, TOKENIZER, VOICES, README, ADAPTER_CONFIG, ADAPTER_WEIGHTS})
+OWN_FILES = frozenset({CONFIG, MODEL, CODEC, TOKENIZER, SPM, VOICES, README, ADAPTER_CONFIG, ADAPTER_WEIGHTS})
 """All that a folder in our own formats holds: `--force` replaces such a folder and no other."""
 
 CODES_CACHE = ".csm-cache"
@@ -24,6 +26,7 @@ TRAINING_SUFFIX = ".training"
 TRAINING_STATE = "state.safetensors"
 TRAINING_CURVES = "curves.png"
 
+SPM_SUFFIX = ".model"
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
@@ -37,6 +40,12 @@ MIMI_REPO = "kyutai/moshiko-pytorch-bf16"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER_REPO = "unsloth/Llama-3.2-1B"
 """An open mirror of meta-llama/Llama-3.2-1B, which is gated."""
+SPM_REPOS = {
+    32000: (MIMI_REPO, "tokenizer_spm_32k_3.model"),
+    8000: ("kyutai/stt-1b-en_fr", "tokenizer_en_fr_audio_8000.model"),
+    4000: ("kyutai/stt-2.6b-en", "tokenizer_en_audio_4000.model"),
+}
+"""Where the sentencepiece models of so many ids are: of Moshi and of both speech-to-text models."""
 
 OPEN_MIRRORS = {
     "sesame/csm-1b": "unsloth/csm-1b",

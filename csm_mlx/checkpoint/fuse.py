@@ -16,11 +16,12 @@ from csm_mlx.checkpoint.convert import ConvertReport, OnTensor, write_source
 from csm_mlx.checkpoint.load import check_fit, stored_dtype
 from csm_mlx.checkpoint.read import FLOATS, Tensor
 from csm_mlx.checkpoint.save import STORED, require_replaceable
-from csm_mlx.checkpoint.source import Source, open_source, source_name
+from csm_mlx.checkpoint.source import Source, open_csm, source_name
 from csm_mlx.errors import CheckpointError, ConfigError
 from csm_mlx.lora import LoraLinear, adapted, adapters
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.quantize import apply_quantization, dequantized_rows, named_parameters
+from csm_mlx.stored import CheckpointConfig
 
 _QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
@@ -50,7 +51,7 @@ def fuse_checkpoint(
     trained = read_adapter(adapter)
     if Path(out).expanduser().resolve() == trained.path.resolve():
         raise CheckpointError(f"{out} is the adapter itself, which replacing would lose; choose another place")
-    source = open_source(base, revision=revision, on_progress=on_progress)
+    source = open_csm(base, revision=revision, on_progress=on_progress)
     dtype = stored_dtype(source.model)
     fused = _fused(source, trained, dequantize=dequantize)
     note = f"{source_name(base)} with the adapter {trained.path.resolve().name} in its weights"
@@ -84,7 +85,7 @@ def write_full(
     """
     if adapters(model) or any(isinstance(m, _QUANTIZED) for _, m in model.named_modules()):
         raise ConfigError("the model is quantized or has an adapter, which is no whole training; write its adapter")
-    source = open_source(base)
+    source = open_csm(base)
     tensors = {name: _held(name, w) for name, w in named_parameters(model).items()}
     config = replace(source.config, quantization=None)
     trained = _told(replace(source, model=tensors, config=config), base, training=dict(summary or {}))
@@ -101,7 +102,7 @@ def _held(name: str, weight: mx.array) -> Tensor:
     return Tensor(name, "memory", STORED[weight.dtype], tuple(weight.shape), lambda start, stop: weight[start:stop])
 
 
-def _fused(source: Source, adapter: Adapter, *, dequantize: bool) -> Source:
+def _fused(source: Source[CheckpointConfig], adapter: Adapter, *, dequantize: bool) -> Source[CheckpointConfig]:
     """The source with tensors that become fused ones as they are read; nothing is read now but what marks the base."""
     adapter.base.require_architecture(source.config.csm, adapter.path)
     skeleton = CsmModel(source.config.csm)
@@ -181,13 +182,13 @@ class _Fusing:
         return {name: replace(t, read=partial(read, i)) for i, (name, t) in enumerate(parts.items())}
 
 
-def _told(source: Source, base: str | Path, **more: Any) -> Source:
+def _told(source: Source[CheckpointConfig], base: str | Path, **more: Any) -> Source[CheckpointConfig]:
     """The source with what its config says of where it came from."""
     told = {"name": source_name(base), "layout": source.layout, "csm_mlx_version": __version__, **more}
     return replace(source, config=replace(source.config, source=told))
 
 
-def _card(source: Source, note: str) -> str | None:
+def _card(source: Source[CheckpointConfig], note: str) -> str | None:
     """The base's own card, under a line that says what this is; None where there is none."""
     path = source.path / files.README
     if source.layout != "own" or not path.is_file():

@@ -30,6 +30,7 @@ _ALWAYS = (
     files.CONFIG,
     files.GENERATION_CONFIG,
     files.TOKENIZER,
+    f"tokenizer*{files.SPM_SUFFIX}",
     f"{files.PROMPTS}/*.wav",
     f"{files.VOICES}/*/*",
 )

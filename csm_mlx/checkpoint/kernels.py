@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.models.csm import CsmModel
+from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.nn.linear import Product
 
 N_ROWS = (1, 8)
@@ -23,7 +24,7 @@ def may_lack() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and not mx.metal.is_available()
 
 
-def lacking(model: CsmModel, run: Callable[[mx.array], object] = mx.eval) -> list[str]:
+def lacking(model: CsmModel | MoshiModel, run: Callable[[mx.array], object] = mx.eval) -> list[str]:
     """Paths of the quantized layers that `run` cannot compute a product of, each distinct shape tried once.
 
     The layers are tried as they are used: several as one product where the model joins them, heads without the rows
@@ -55,15 +56,32 @@ def _runs(run: Callable[[mx.array], object], multiply: Callable[[mx.array], mx.a
     return True
 
 
-def _trials(model: CsmModel) -> Iterator[_Trial]:
-    yield ("projection",), model.depth_input
-    for codebook in range(model.config.n_codebooks):
-        path = f"audio_head.{codebook - 1}" if codebook else "codebook0_head"
-        yield (path,), lambda x, codebook=codebook: model.code_logits(x, codebook)
+def _trials(model: CsmModel | MoshiModel) -> Iterator[_Trial]:
+    if isinstance(model, CsmModel):
+        yield ("projection",), model.depth_input
+        for codebook in range(model.config.n_codebooks):
+            path = f"audio_head.{codebook - 1}" if codebook else "codebook0_head"
+            yield (path,), lambda x, codebook=codebook: model.code_logits(x, codebook)
+    else:
+        yield from _moshi_trials(model)
     for path, module in model.named_modules():
         for product in vars(module).values():
             if path and isinstance(product, Product):
                 yield tuple(f"{path}.{name}" for name in product.names), _multiplied(product, module)
+
+
+def _moshi_trials(model: MoshiModel) -> Iterator[_Trial]:
+    """What lies outside of its transformers, joined as the model joins it."""
+    together: list[tuple[str, tuple[str | int, ...]]] = [("", ("text_head",))]
+    together += [
+        (name, tuple(range(len(model[name])))) for name in ("extra_heads", "depth_projections") if name in model
+    ]
+    together += [("audio_heads", (k,)) for k in range(model.config.n_generated)]
+    for prefix, names in together:
+        if names:
+            owner, product = model[prefix] if prefix else model, Product(*names)
+            product.prepare(owner)
+            yield tuple(f"{prefix}.{name}".lstrip(".") for name in names), _multiplied(product, owner)
 
 
 def _multiplied(product: Product, owner: Any) -> Callable[[mx.array], mx.array]:

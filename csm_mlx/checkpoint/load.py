@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,15 +12,15 @@ import mlx.nn as nn
 from csm_mlx.checkpoint import hub, kernels, later
 from csm_mlx.checkpoint.adapter import apply_adapter, read_adapter
 from csm_mlx.checkpoint.read import FLOATS, Tensor, is_finite, misfits, require_finite
-from csm_mlx.checkpoint.source import Source, open_source
-from csm_mlx.config import CsmConfig
+from csm_mlx.checkpoint.source import Source, open_csm, open_moshi
 from csm_mlx.errors import CheckpointError, ConfigError, TokenizerError
 from csm_mlx.lora import fuse_model, settle
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
+from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.quantize import apply_quantization, dequantize_model, named_parameters
-from csm_mlx.stored import CheckpointConfig
-from csm_mlx.tokenizer import TextTokenizer, Tokenizer
+from csm_mlx.stored import AnyConfig, CheckpointConfig, MoshiCheckpointConfig
+from csm_mlx.tokenizer import SpmTokenizer, TextTokenizer, Tokenizer
 
 UNPACKED_BYTES = 256_000_000
 ON_DISK_BYTES = 64_000_000
@@ -39,6 +40,18 @@ class Checkpoint:
     config: CheckpointConfig
     path: Path
     """The folder it was read from, in the Hub's cache for a repository."""
+
+
+@dataclass(frozen=True)
+class MoshiCheckpoint:
+    """All that listening, or listening and speaking at once, needs."""
+
+    model: MoshiModel
+    codec: Mimi
+    tokenizer: SpmTokenizer
+    config: MoshiCheckpointConfig
+    path: Path
+    """As `Checkpoint.path`."""
 
 
 def load_checkpoint(
@@ -66,27 +79,12 @@ def load_checkpoint(
     Raises CheckpointError (a missing, extra, misshapen or broken tensor by name), ConfigError, HubError or
     TokenizerError.
     """
-    if dtype is not None and dtype not in FLOATS:
-        raise ConfigError(f"dtype is {dtype!r}, expected {', '.join(map(str, FLOATS))} or None")
     trained = None if adapter is None else read_adapter(adapter)
-    source = open_source(path_or_id, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
+    source = open_csm(path_or_id, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
     if trained is not None:
         trained.base.require_architecture(source.config.csm, trained.path)
     model = CsmModel(source.config.csm)
-    if source.config.quantization:
-        apply_quantization(model, source.config.quantization)
-    unpack = bool(source.config.quantization) and (_unpacks(source.config.csm) if unpack is None else unpack)
-    dtype = dtype or default_dtype(source.model)
-    on_disk = [] if unpack else _text_table(model, source.model)
-    fill(model, source.model, dtype, "the model", on_disk)
-    if on_disk and isinstance(model.text_embeddings, nn.QuantizedEmbedding):
-        tensors = {name.rpartition(".")[2]: source.model[name] for name in on_disk}
-        model.update_modules({"text_embeddings": later.EmbeddingOnDisk(model.text_embeddings, tensors, dtype)})
-    if unpack:
-        dequantize_model(model, model.dtype)
-        mx.eval(model.parameters())
-    elif source.config.quantization and kernels.may_lack():
-        _mend(model, on_note)
+    _fill_model(model, source, dtype, unpack, on_note)
     if trained is not None:
         apply_adapter(model, trained)
         fuse_model(model, only_float=True)
@@ -94,6 +92,60 @@ def load_checkpoint(
     checkpoint = Checkpoint(model, load_codec(source), load_tokenizer(source), source.config, source.path)
     give_back_memory()
     return checkpoint
+
+
+def load_moshi_checkpoint(
+    path_or_id: str | Path,
+    kind: Literal["stt", "moshi"],
+    *,
+    revision: str | None = None,
+    dtype: mx.Dtype | None = None,
+    codec: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    unpack: bool | None = None,
+    on_progress: hub.Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> MoshiCheckpoint:
+    """As `load_checkpoint`, for a language model of Kyutai's that is of one kind; `tokenizer` is a sentencepiece
+    model."""
+    source = open_moshi(path_or_id, kind, revision=revision, codec=codec, tokenizer=tokenizer, on_progress=on_progress)
+    model = MoshiModel(source.config.moshi)
+    _fill_model(model, source, dtype, unpack, on_note)
+    checkpoint = MoshiCheckpoint(model, load_codec(source), load_spm(source), source.config, source.path)
+    give_back_memory()
+    return checkpoint
+
+
+def make_model(config: AnyConfig) -> CsmModel | MoshiModel:
+    """The model of a checkpoint, its weights yet to come; arrays that are never computed cost nothing."""
+    return CsmModel(config.csm) if isinstance(config, CheckpointConfig) else MoshiModel(config.moshi)
+
+
+def _fill_model(
+    model: CsmModel | MoshiModel,
+    source: Source[AnyConfig],
+    dtype: mx.Dtype | None,
+    unpack: bool | None,
+    on_note: Callable[[str], None] | None,
+) -> None:
+    """Gives a model its weights, in the types and the places in which this device takes them."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ConfigError(f"dtype is {dtype!r}, expected {', '.join(map(str, FLOATS))} or None")
+    quantization = source.config.quantization
+    unpack = bool(quantization) and (_unpacks(model) if unpack is None else unpack)
+    if quantization:
+        apply_quantization(model, quantization)
+    dtype = dtype or default_dtype(source.model)
+    on_disk = _text_table(model, source.model) if isinstance(model, CsmModel) and not unpack else []
+    fill(model, source.model, dtype, "the model", on_disk)
+    if on_disk and isinstance(model.text_embeddings, nn.QuantizedEmbedding):
+        tensors = {name.rpartition(".")[2]: source.model[name] for name in on_disk}
+        model.update_modules({"text_embeddings": later.EmbeddingOnDisk(model.text_embeddings, tensors, dtype)})
+    if unpack:
+        dequantize_model(model, model.dtype)
+        mx.eval(model.parameters())
+    elif quantization and kernels.may_lack():
+        _mend(model, on_note)
 
 
 def give_back_memory() -> None:
@@ -104,12 +156,13 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _unpacks(config: CsmConfig) -> bool:
-    n_weights = sum(p.size for p in named_parameters(CsmModel(config)).values())
+def _unpacks(model: CsmModel | MoshiModel) -> bool:
+    """Whether a float model is small enough to be computed as one, though it is stored quantized."""
+    n_weights = sum(p.size for p in named_parameters(model).values())
     return mx.default_device().type == mx.DeviceType.cpu and n_weights * mx.float32.size <= UNPACKED_BYTES
 
 
-def load_tokenizer(source: Source) -> TextTokenizer:
+def load_tokenizer(source: Source[CheckpointConfig]) -> TextTokenizer:
     """The tokenizer of an opened source; `TokenizerError` when it is broken or knows more tokens than the model."""
     tokenizer = TextTokenizer.from_file(source.tokenizer)
     if tokenizer.vocab_size > source.config.csm.text_vocab_size:
@@ -120,7 +173,26 @@ def load_tokenizer(source: Source) -> TextTokenizer:
     return tokenizer
 
 
-def load_codec(source: Source) -> Mimi:
+def load_spm(source: Source[MoshiCheckpointConfig]) -> SpmTokenizer:
+    """The sentencepiece model of an opened source; `TokenizerError` when it is broken or is another model's."""
+    tokenizer, n_ids = SpmTokenizer.from_file(source.tokenizer), source.config.moshi.text_head_size
+    if tokenizer.vocab_size > n_ids:
+        raise TokenizerError(
+            f"{source.tokenizer} has {tokenizer.vocab_size} pieces, the model says {n_ids}; "
+            "give the sentencepiece model that it was trained with"
+        )
+    return tokenizer
+
+
+def check_tokenizer(source: Source[AnyConfig]) -> None:
+    """`TokenizerError` unless the tokenizer of an opened source is its model's."""
+    if isinstance(source.config, MoshiCheckpointConfig):
+        load_spm(cast("Source[MoshiCheckpointConfig]", source))
+    else:
+        load_tokenizer(cast("Source[CheckpointConfig]", source))
+
+
+def load_codec(source: Source[AnyConfig]) -> Mimi:
     """The codec of an opened source alone."""
     codec = Mimi(source.config.codec)
     unread = [n for n, t in source.codec.items() if n.partition(".")[0] in _ENCODER and later.is_stored(t)]
@@ -136,7 +208,7 @@ def _text_table(model: CsmModel, tensors: Mapping[str, Tensor]) -> list[str]:
     return names if packed and n_bytes >= ON_DISK_BYTES and all(later.is_stored(tensors[n]) for n in names) else []
 
 
-def _mend(model: CsmModel, on_note: Callable[[str], None] | None) -> None:
+def _mend(model: CsmModel | MoshiModel, on_note: Callable[[str], None] | None) -> None:
     """Makes float the quantized layers that this device cannot multiply with."""
     if lacking := kernels.lacking(model):
         dequantize_model(model, model.dtype, lacking)

@@ -12,6 +12,7 @@ from csm_mlx.checkpoint.load import load_codec
 from csm_mlx.checkpoint.save import write_error
 from csm_mlx.checkpoint.source import Source
 from csm_mlx.errors import AudioError
+from csm_mlx.stored import AnyConfig
 from csm_mlx.voices import VoiceStore
 
 TRANSCRIPTS = {
@@ -48,7 +49,7 @@ TRANSCRIPTS = {
 }
 
 
-def store_voices(source: Source, folder: Path) -> tuple[list[str], list[str]]:
+def store_voices(source: Source[AnyConfig], folder: Path) -> tuple[list[str], list[str]]:
     """Put the voices of an opened source into a new checkpoint folder: (their names, notes on clips left out)."""
     names, notes = [], []
     if (source.path / files.VOICES).is_dir():

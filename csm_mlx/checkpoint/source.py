@@ -1,42 +1,43 @@
 """Opens a checkpoint folder of any layout: which files, which names, which config. No weights are read here."""
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from csm_mlx.checkpoint import files, hub
-from csm_mlx.checkpoint.detect import csm_layout, mimi_layout
-from csm_mlx.checkpoint.names import llama, mimi, mimi_kyutai, mimi_transformers, torchtune, transformers
-from csm_mlx.checkpoint.read import PICKLE_REASON, Tensor, read_tensors
-from csm_mlx.config import CsmConfig, MimiConfig, SamplingConfig
+from csm_mlx.checkpoint.detect import csm_layout, mimi_layout, moshi_layout
+from csm_mlx.checkpoint.groups import Group, found_files, groups_of, read_json
+from csm_mlx.checkpoint.names import (
+    kyutai_lm,
+    kyutai_lm_slices,
+    kyutai_lm_torch,
+    llama,
+    mimi,
+    mimi_kyutai,
+    mimi_transformers,
+    torchtune,
+    transformers,
+)
+from csm_mlx.checkpoint.read import Tensor
+from csm_mlx.config import CsmConfig, MimiConfig, MoshiConfig, SamplingConfig
 from csm_mlx.errors import CheckpointError, ConfigError, HubError
-from csm_mlx.stored import CheckpointConfig
+from csm_mlx.stored import AnyConfig, CheckpointConfig, MoshiCheckpointConfig, StoredConfig, read_config
 
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+Kind = Literal["csm", "stt", "moshi"]
+C = TypeVar("C", bound=StoredConfig, covariant=True)
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Generic[C]):
     """A recognised checkpoint under our names, its weights still on disk."""
 
     path: Path
     layout: str
-    config: CheckpointConfig
+    config: C
     model: dict[str, Tensor]
     codec: dict[str, Tensor]
     tokenizer: Path
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One file, or the shards of one model."""
-
-    name: str
-    files: tuple[Path, ...]
-    tensors: dict[str, Tensor] = field(repr=False)
 
 
 def open_source(
@@ -46,32 +47,77 @@ def open_source(
     codec: str | Path | None = None,
     tokenizer: str | Path | None = None,
     on_progress: hub.Progress | None = None,
-) -> Source:
+) -> Source[AnyConfig]:
     """Recognise a folder, a weight file or a repository of the Hub.
 
-    codec, tokenizer: where the Mimi or the tokenizer.json is, if neither inside nor beside; else they are fetched.
+    codec, tokenizer: where the Mimi and the tokenizer.json, or for Kyutai's language models the sentencepiece model,
+        are, if neither inside nor beside; else they are fetched.
     Raises CheckpointError, ConfigError or HubError.
     """
     path = hub.resolve(path_or_id, revision=revision, on_progress=on_progress)
     folder = path if path.is_dir() else path.parent
-    groups = _groups(_weight_files(path))
-    layout, group = _choose_csm(path, groups)
-    own = CheckpointConfig.read(folder / files.CONFIG) if layout == "own" else None
+    groups = groups_of(found_files(path))
+    kind, layout, group = _choose_model(path, groups)
+    own = read_config(folder / files.CONFIG) if layout == "own" else None
+    if own is not None and own.model_type != kind:
+        raise ConfigError(
+            f"{folder / files.CONFIG} is of {own.model_type}, its weights are of {kind}; fetch or convert both again"
+        )
     foreign = own.to_dict() if own else read_json(folder / files.CONFIG)
     codec_config, codec_tensors = _open_codec(folder, group, groups, foreign, codec, on_progress)
-    model = group.tensors
+    tensors, origin = group.tensors, {"name": source_name(path_or_id), "layout": layout}
+    config: AnyConfig
     if own is not None:
         config = own if codec_config == own.codec else replace(own, codec=codec_config)
+    elif kind == "moshi":
+        tensors, lm, quantization = map_moshi(layout, tensors, foreign)
+        config = _moshi_config(lm, codec_config, foreign, quantization, origin)
     else:
-        model, csm, quantization = _map_foreign(layout, group, foreign, codec_config)
+        tensors, csm, quantization = _map_csm(layout, group, foreign, codec_config)
         config = CheckpointConfig(
             csm=csm,
             codec=codec_config,
             sampling=_sampling(folder / files.GENERATION_CONFIG),
             quantization=quantization,
-            source={"name": source_name(path_or_id), "layout": layout},
+            source=origin,
         )
-    return Source(folder, layout, config, model, codec_tensors, _find_tokenizer(folder, tokenizer, on_progress))
+    if isinstance(config, MoshiCheckpointConfig):
+        found = _find_spm(folder, tokenizer, foreign, config.moshi, on_progress)
+    else:
+        found = _find_tokenizer(folder, tokenizer, on_progress)
+    return Source(folder, layout, config, tensors, codec_tensors, found)
+
+
+def open_csm(path_or_id: str | Path, **options: Any) -> Source[CheckpointConfig]:
+    """As `open_source`, which has the options; `CheckpointError` for another model than a CSM."""
+    return cast("Source[CheckpointConfig]", _required(open_source(path_or_id, **options), "csm"))
+
+
+def open_moshi(path_or_id: str | Path, kind: Kind, **options: Any) -> Source[MoshiCheckpointConfig]:
+    """As `open_source`, which has the options; `CheckpointError` for another model than the kind asked for, stt or
+    moshi."""
+    return cast("Source[MoshiCheckpointConfig]", _required(open_source(path_or_id, **options), kind))
+
+
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "csm": ("a CSM", "csm say"),
+    "stt": ("a speech-to-text model", "csm transcribe"),
+    "moshi": ("a Moshi", "csm duplex"),
+}
+"""What each is called, and what takes it."""
+
+
+def kind_of(config: AnyConfig) -> Kind:
+    """What a checkpoint is for."""
+    return "stt" if isinstance(config, MoshiCheckpointConfig) and config.stt is not None else config.model_type
+
+
+def _required(source: Source[AnyConfig], kind: Kind) -> Source[AnyConfig]:
+    found = kind_of(source.config)
+    if found != kind:
+        (name, command), (expected, _) = _KINDS[found], _KINDS[kind]
+        raise CheckpointError(f"{source.path} holds {name}, expected {expected}; {command} takes this one")
+    return source
 
 
 def source_name(path_or_id: str | Path) -> str:
@@ -80,8 +126,8 @@ def source_name(path_or_id: str | Path) -> str:
     return path.resolve().name if path.exists() else str(path_or_id)
 
 
-def _map_foreign(
-    layout: str, group: _Group, foreign: Mapping[str, Any], codec: MimiConfig
+def _map_csm(
+    layout: str, group: Group, foreign: Mapping[str, Any], codec: MimiConfig
 ) -> tuple[dict[str, Tensor], CsmConfig, dict[str, Any] | None]:
     names = {"transformers": transformers, "torchtune": torchtune, "llama": llama}[layout]
     model = names.map_csm(group.tensors, foreign)
@@ -89,92 +135,59 @@ def _map_foreign(
     return model, names.map_config(model, foreign, codec), quantization
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """`CheckpointError` that says what is there instead, when there are no safetensors."""
-    if path.is_file():
-        if path.suffix in files.PICKLE_SUFFIXES:
-            raise CheckpointError(f"{path} is a pickle; {PICKLE_REASON}")
-        if path.suffix != files.WEIGHTS_SUFFIX:
-            raise CheckpointError(f"{path} is no safetensors file; give a folder, a .safetensors file or a Hub id")
-        return [path]
-    found = files.weight_files(path)
+def map_moshi(
+    layout: str, tensors: Mapping[str, Tensor], foreign: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], MoshiConfig, dict[str, Any] | None]:
+    """A language model of Kyutai's under our names, its config, and what is quantized of it.
+
+    foreign: the config.json beside it, empty where there is none.
+    """
+    names = {"kyutai": kyutai_lm_torch, "kyutai-slices": kyutai_lm_slices}[layout]
+    mapped = names.map_lm(tensors, foreign)
+    config = kyutai_lm.map_config(mapped, foreign)
+    return mapped, config, kyutai_lm.map_quantization(mapped, config)
+
+
+def _moshi_config(
+    lm: MoshiConfig,
+    codec: MimiConfig,
+    foreign: Mapping[str, Any],
+    quantization: dict[str, Any] | None,
+    origin: dict[str, Any],
+) -> MoshiCheckpointConfig:
+    text, audio = kyutai_lm.map_sampling(foreign, speaks=lm.n_generated > 0)
+    return MoshiCheckpointConfig(
+        moshi=lm,
+        codec=codec,
+        text_sampling=text,
+        audio_sampling=audio,
+        stt=None if lm.n_generated else kyutai_lm.map_stt(foreign, lm),
+        quantization=quantization,
+        source=origin,
+    )
+
+
+def _choose_model(path: Path, groups: list[Group]) -> tuple[str, str, Group]:
+    """(kind, layout, files) of the model among what a folder holds: our own first, then one with its codec inside,
+    then by name."""
+    found = [("csm", layout, group) for group in groups if (layout := csm_layout(group.tensors))]
+    found += [("moshi", layout, group) for group in groups if (layout := moshi_layout(group.tensors))]
     if found:
-        return found
-    names = sorted(p.name for p in path.iterdir())
-    pickles = [name for name in names if Path(name).suffix in files.PICKLE_SUFFIXES]
-    if pickles:
-        raise CheckpointError(f"{path} holds no safetensors, only a pickle ({pickles[0]}); {PICKLE_REASON}")
-    other = [name for name in names if Path(name).suffix in files.OTHER_WEIGHTS_SUFFIXES]
-    there = f"only {other[0]}, which is not read" if other else f"only {', '.join(names[:5])}" if names else "nothing"
-    raise CheckpointError(f"{path} holds {there}, expected a safetensors file; give the folder of a saved model")
-
-
-def _groups(paths: list[Path]) -> list[_Group]:
-    """Weight files put together as their indices, or else their numbered names, say."""
-    rest, shards = list(paths), {}
-    for index in sorted({p for path in paths for p in path.parent.glob(f"*{files.INDEX_SUFFIX}")}):
-        members = _indexed(index)
-        if not set(members) & set(paths):
-            continue  # the index of files that were not fetched, next to others that were
-        shards[index.name.removesuffix(files.INDEX_SUFFIX)] = members
-        rest = [p for p in rest if p not in members]
-    for path in rest:
-        if match := _SHARD.fullmatch(path.name):
-            stem, total = match[1], int(match[3])
-            members = [path.with_name(f"{stem}-{i + 1:05d}-of-{total:05d}{files.WEIGHTS_SUFFIX}") for i in range(total)]
-            shards.setdefault(f"{stem} (of {total})", members)
-        else:
-            shards[path.name] = [path]
-    groups = []
-    for name, members in shards.items():
-        missing = [p.name for p in members if not p.exists()]
-        if missing:
-            raise CheckpointError(
-                f"{members[0].parent} lacks {', '.join(missing)}, of the {len(members)} files of {name}; fetch it again"
-            )
-        groups.append(_Group(name, tuple(members), _merged(members)))
-    return groups
-
-
-def _indexed(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not (isinstance(weight_map, dict) and weight_map and all(isinstance(n, str) for n in weight_map.values())):
-        raise CheckpointError(f"{index} has no weight_map, expected one file name per tensor; fetch it again")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names the file {name!r}, expected a name without folders; do not trust it")
-    return [index.with_name(name) for name in names]
-
-
-def _merged(paths: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        for name, tensor in read_tensors(path).items():
-            if name in tensors:
-                raise CheckpointError(f"{name!r} is both in {tensors[name].file} and in {path.name}; fetch them again")
-            tensors[name] = tensor
-    return tensors
-
-
-def _choose_csm(path: Path, groups: list[_Group]) -> tuple[str, _Group]:
-    """The model among what a folder holds: our own first, then one with its codec inside, then by name."""
-    found = [(layout, group) for group in groups if (layout := csm_layout(group.tensors))]
-    if found:
-        return min(found, key=lambda f: (f[0] != "own", mimi_layout(f[1].tensors) is None, f[1].name))
+        return min(found, key=lambda f: (f[1] != "own", mimi_layout(f[2].tensors) is None, f[2].name))
     if any(mimi_layout(group.tensors) for group in groups):
         raise CheckpointError(f"{path} holds a Mimi codec and no CSM; give the folder of a CSM, and this one as codec")
     names = [name for group in groups for name in group.tensors]
     raise CheckpointError(
-        f"{path} is in no known layout of CSM (csm-mlx, transformers, Sesame's torchtune, senstella or mlx-community): "
-        f"its {len(names)} tensors begin with {', '.join(names[:3]) or 'none'}"
+        f"{path} is in no known layout of CSM (csm-mlx, transformers, Sesame's torchtune, senstella or mlx-community) "
+        f"or of Kyutai's models (PyTorch, MLX, candle): its {len(names)} tensors begin with "
+        f"{', '.join(names[:3]) or 'none'}"
     )
 
 
 def _open_codec(
     folder: Path,
-    model: _Group,
-    groups: list[_Group],
+    model: Group,
+    groups: list[Group],
     config: Mapping[str, Any],
     codec: str | Path | None,
     on_progress: hub.Progress | None,
@@ -182,20 +195,20 @@ def _open_codec(
     """The codec asked for, else inside the model's file, else beside it, else in a folder beside it, else fetched."""
     if codec is not None:
         path = hub.resolve(codec, on_progress=on_progress, want=hub.CODEC)
-        return _choose_mimi(path, _groups(_weight_files(path)), {})
+        return _choose_mimi(path, groups_of(found_files(path)), {})
     if mimi_layout(model.tensors):
         return _map_mimi(model.tensors, config)
     if any(mimi_layout(group.tensors) for group in groups):
         return _choose_mimi(folder, groups, config)
     for beside in sorted(p for p in folder.iterdir() if p.is_dir()):
         # Only what could be a codec is opened: a folder beside may be anything.
-        if (paths := files.weight_files(beside)) and any(mimi_layout(g.tensors) for g in _groups(paths)):
-            return _choose_mimi(beside, _groups(paths), {})
+        if (paths := files.weight_files(beside)) and any(mimi_layout(g.tensors) for g in groups_of(paths)):
+            return _choose_mimi(beside, groups_of(paths), {})
     path = _fetch_missing(folder, "Mimi codec", files.MIMI_REPO, files.MIMI_FILE, on_progress)
-    return _choose_mimi(path, _groups([path]), {})
+    return _choose_mimi(path, groups_of([path]), {})
 
 
-def _choose_mimi(path: Path, groups: list[_Group], config: Mapping[str, Any]) -> tuple[MimiConfig, dict[str, Tensor]]:
+def _choose_mimi(path: Path, groups: list[Group], config: Mapping[str, Any]) -> tuple[MimiConfig, dict[str, Tensor]]:
     found = [group for group in groups if mimi_layout(group.tensors)]
     if not found:
         raise CheckpointError(f"{path} holds no Mimi codec; give the one in kyutai/mimi or in {files.MIMI_REPO}")
@@ -240,6 +253,32 @@ def _find_tokenizer(folder: Path, given: str | Path | None, on_progress: hub.Pro
     return _fetch_missing(folder, files.TOKENIZER, files.TOKENIZER_REPO, files.TOKENIZER, on_progress)
 
 
+def _find_spm(
+    folder: Path,
+    given: str | Path | None,
+    foreign: Mapping[str, Any],
+    config: MoshiConfig,
+    on_progress: hub.Progress | None,
+) -> Path:
+    """The sentencepiece model asked for, else the one that config.json names, else any in the folder, else fetched."""
+    if given is not None:
+        path = hub.resolve(given, on_progress=on_progress)
+        folder = path if path.is_dir() else path.parent
+        if path.is_file():
+            return path
+    named = foreign.get("tokenizer_name")
+    candidates = [folder / named] if isinstance(named, str) and Path(named).name == named else []
+    candidates += [folder / files.SPM, *sorted(folder.glob(f"*{files.SPM_SUFFIX}"))]
+    if found := next((path for path in candidates if path.is_file()), None):
+        return found
+    if given is not None:
+        raise CheckpointError(f"{folder} holds no sentencepiece model; give its file, such as {files.SPM}")
+    if config.text_head_size not in files.SPM_REPOS:
+        raise CheckpointError(f"{folder} holds no sentencepiece model (*{files.SPM_SUFFIX}); give one as tokenizer")
+    repo, name = files.SPM_REPOS[config.text_head_size]
+    return _fetch_missing(folder, "sentencepiece model", repo, name, on_progress)
+
+
 def _fetch_missing(folder: Path, what: str, repo: str, name: str, on_progress: hub.Progress | None) -> Path:
     """A file of the Hub in place of one that a folder lacks; `HubError` says that it does, too."""
     try:
@@ -255,18 +294,3 @@ def _sampling(path: Path) -> SamplingConfig:
         return SamplingConfig(temperature=0.0)
     known = {ours: given[ours] for ours in ("temperature", "top_k", "top_p", "min_p") if given.get(ours) is not None}
     return SamplingConfig.from_dict(known, str(path))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Empty when there is no such file: layouts that need it say so themselves."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); fetch it again") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, expected an object; fetch it again")
-    return data

@@ -6,7 +6,7 @@ from typing import Any
 from csm_mlx.checkpoint.adapter import write_adapter
 from csm_mlx.checkpoint.fuse import write_full
 from csm_mlx.checkpoint.save import require_replaceable, require_space, write_error
-from csm_mlx.checkpoint.source import open_source, source_name
+from csm_mlx.checkpoint.source import open_csm, source_name
 from csm_mlx.errors import TrainingError
 from csm_mlx.generate.session import Csm
 from csm_mlx.train.config import TrainConfig
@@ -29,7 +29,7 @@ def require_base(out: Path, csm: Csm, config: TrainConfig, base: str | Path) -> 
     if out.exists() and out.resolve() == csm.path.resolve():
         raise TrainingError(f"{out} is the model that is trained on, which would be lost; choose another place")
     if config.adapter_config is None:
-        open_source(base)
+        open_csm(base)
 
 
 def begin(out: Path, state: TrainState) -> None:

@@ -32,7 +32,9 @@ def test_models_lists_what_is_here_and_what_would_fit(run, tmp_path):
     assert "broken" in listing["broken"][0]
 
     known = {(model["name"], model["weights"]): model["size_bytes"] for model in listing["known"]}
-    assert {name for name, _ in known} == {"csm-1b", "csm-3b", "csm-8b"}
+    assert {name for name, _ in known} == {
+        "csm-1b", "csm-3b", "csm-8b", "hibiki-1b", "hibiki-2b", "moshi-7b", "stt-1b-en_fr", "stt-2.6b-en",
+    }  # fmt: skip
     assert known["csm-1b", "q4"] < known["csm-1b", "q8"] < known["csm-1b", "bfloat16"] < known["csm-8b", "bfloat16"]
     assert 3.0e9 < known["csm-1b", "bfloat16"] < 4.0e9
     assert listing["usable_bytes"] <= listing["memory_bytes"]

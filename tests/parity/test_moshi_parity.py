@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 from support.originals import GREEDY, TOLERANCE, Reference, RunTorch, read_reference
 
-from csm_mlx.checkpoint.moshi import load_moshi, open_moshi
+from csm_mlx.checkpoint.moshi import load_lm, open_lm
 from csm_mlx.frames import DelayLine
 from csm_mlx.generate.duplex import MoshiSession
 from csm_mlx.models.moshi import MoshiModel
@@ -36,7 +36,7 @@ def reference(request: pytest.FixtureRequest, references: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def model(reference: Reference) -> MoshiModel:
-    return load_moshi(reference.folder / "torch")
+    return load_lm(reference.folder / "torch")
 
 
 def hidden_states(model: MoshiModel, codes: np.ndarray) -> tuple[mx.array, np.ndarray]:
@@ -99,7 +99,7 @@ def test_greedy_conversations_are_equal(model: MoshiModel, reference: Reference)
 
 def test_pause_heads_are_equal(references: Path) -> None:
     reference = read_reference(references / "stt")
-    model = load_moshi(reference.folder / "torch")
+    model = load_lm(reference.folder / "torch")
     session = MoshiSession(model, text=GREEDY)
     extra = []
     for frame in reference["heard"]:
@@ -110,7 +110,7 @@ def test_pause_heads_are_equal(references: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["mlx", "candle"])
 def test_layouts_load_to_equal_weights(reference: Reference, layout: str) -> None:
-    ours, theirs = (load_moshi(reference.folder / kind) for kind in ("torch", layout))
+    ours, theirs = (load_lm(reference.folder / kind) for kind in ("torch", layout))
     assert ours.config == theirs.config
     expected = dict(tree_flatten(ours.parameters()))
     found = dict(tree_flatten(theirs.parameters()))
@@ -118,4 +118,4 @@ def test_layouts_load_to_equal_weights(reference: Reference, layout: str) -> Non
     for name, weight in expected.items():
         assert mx.array_equal(weight, found[name]).item(), name
     sliced = reference.folder.name != "stt"
-    assert open_moshi(reference.folder / layout).layout == ("kyutai-slices" if sliced or layout == "mlx" else "kyutai")
+    assert open_lm(reference.folder / layout).layout == ("kyutai-slices" if sliced or layout == "mlx" else "kyutai")

@@ -45,7 +45,10 @@ def convert(
         str | None, typer.Option(metavar="FILE", help="Mimi's weights, where they are not inside or beside SOURCE.")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="FILE", help="tokenizer.json, where it is not inside SOURCE.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="tokenizer.json, or sentencepiece's model for Kyutai's, where it is not inside SOURCE."
+        ),
     ] = None,
     notice: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A line to say wherever the checkpoint speaks.")
@@ -55,11 +58,15 @@ def convert(
 ) -> None:
     """Convert a checkpoint, and quantize it on the way.
 
+    Takes CSM in the layouts of Hugging Face, Sesame, senstella and mlx-community, and
+    Kyutai's speech-to-text, Moshi and Hibiki in those of PyTorch, MLX and candle.
     From the hub only the needed files are fetched. OUT appears whole or not at all.
 
     [bold]Examples[/bold]
       csm convert unsloth/csm-1b weights/csm-1b-q4 -q
       csm convert unsloth/csm-1b weights/csm-1b
+      csm convert kyutai/stt-1b-en_fr-candle weights/stt-1b-q4 -q
+      csm convert kyutai/moshika-pytorch-bf16 weights/moshika-q4 -q
       csm convert ~/Downloads/csm-1b weights/csm-1b-q6 -q --q-bits 6
       csm convert --hf-path unsloth/csm-1b --mlx-path mlx_model -q
     """

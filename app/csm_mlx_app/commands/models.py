@@ -12,7 +12,8 @@ def models(as_json: options.Json = False) -> None:
     """List the checkpoints that are here, and what would fit this machine's memory.
 
     Looks at the embedded voice, CSM_MODEL, the folder ./weights and the hub's
-    cache. Any name under "Here" goes into --model.
+    cache. Any name under "Here" goes into --model: of say and talk for the kind
+    csm, of transcribe for stt, of duplex for moshi.
 
     [bold]Examples[/bold]
       csm models
@@ -37,11 +38,11 @@ def models(as_json: options.Json = False) -> None:
         return
     print("Here:")
     console.table(
-        ("model", "weights", "size", "memory", "fits", "from"),
+        ("model", "kind", "weights", "size", "memory", "fits", "from"),
         [(*_columns(model, usable), model.where) for model in here],
     )
     print(f"\nKnown, against the {console.size(usable)} that models may use here:")
-    console.table(("model", "weights", "size", "memory", "fits"), [_columns(model, usable) for model in known])
+    console.table(("model", "kind", "weights", "size", "memory", "fits"), [_columns(model, usable) for model in known])
     for line in broken:
         console.note(f"cannot be read: {line}")
     console.talk("\ncsm convert unsloth/csm-1b weights/csm-1b-q4 -q fetches csm-1b and quantizes it")
@@ -49,4 +50,4 @@ def models(as_json: options.Json = False) -> None:
 
 def _columns(model: "checkpoints.Known", usable_bytes: int) -> tuple[str, ...]:
     fits = "yes" if model.memory_bytes <= usable_bytes else "no"
-    return model.name, model.weights, console.size(model.size_bytes), console.size(model.memory_bytes), fits
+    return model.name, model.kind, model.weights, console.size(model.size_bytes), console.size(model.memory_bytes), fits

@@ -14,8 +14,9 @@ import mlx.core as mx
 from csm_mlx.checkpoint.names.heads import QUANTIZED_PARTS, rows_of
 from csm_mlx.checkpoint.names.transformers import unpermuted
 from csm_mlx.checkpoint.read import Tensor
-from csm_mlx.config import MoshiConfig, TransformerConfig
+from csm_mlx.config import MoshiConfig, SamplingConfig, TransformerConfig
 from csm_mlx.errors import CheckpointError, ConfigError
+from csm_mlx.stored import SttConfig
 
 _PART = rf"({'|'.join(QUANTIZED_PARTS)})"
 _NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
@@ -43,6 +44,13 @@ MOSHIKO: dict[str, Any] = {
     "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
 }
 """What Kyutai's loader takes for files without a config.json, as Moshiko's and Moshika's are (its `_lm_kwargs`)."""
+
+_SAMPLING: dict[str, Any] = {"temp": 0.8, "top_k": 250, "temp_text": 0.7, "top_k_text": 25}
+_STT: dict[int, dict[str, Any]] = {
+    8000: {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 0.0},
+    4000: {"audio_delay_seconds": 2.5, "audio_silence_prefix_seconds": 1.0},
+}
+"""Of stt-1b-en_fr and stt-2.6b-en, known by their number of text ids."""
 
 _NORM_EPS = {"rms_norm_f32": 1e-8, "rms_norm": 1e-5}
 _EXPECTED: dict[str, tuple[Any, ...]] = {
@@ -186,6 +194,29 @@ def map_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Mosh
         conditions=conditions(c),
         text_pad_id=c.get("existing_text_padding_id", 3),
         text_word_id=c.get("existing_text_end_padding_id", 0),
+    )
+
+
+def map_sampling(config: Mapping[str, Any], *, speaks: bool) -> tuple[SamplingConfig, SamplingConfig]:
+    """Of text and of codes: what `lm_gen_config` says, else what `LMGen` takes, and for a model that only writes the
+    likeliest text."""
+    given = config.get("lm_gen_config") or {}
+    default = _SAMPLING if speaks else _SAMPLING | {"temp_text": 0.0}
+    values = default | {name: given[name] for name in default if given.get(name) is not None}
+    text = SamplingConfig(temperature=float(values["temp_text"]), top_k=int(values["top_k_text"]))
+    return text, SamplingConfig(temperature=float(values["temp"]), top_k=int(values["top_k"]))
+
+
+def map_stt(config: Mapping[str, Any], lm: MoshiConfig) -> SttConfig:
+    """When text comes; `ConfigError` where config.json does not say and the model is none that Kyutai released."""
+    given = config.get("stt_config") or _STT.get(lm.text_vocab_size)
+    if not isinstance(given, Mapping) or given.get("audio_delay_seconds") is None:
+        raise ConfigError(
+            "config.json lacks stt_config.audio_delay_seconds, by which text follows the sound; fetch the one that "
+            "belongs to these weights"
+        )
+    return SttConfig(
+        delay_s=float(given["audio_delay_seconds"]), prefix_s=float(given.get("audio_silence_prefix_seconds") or 0)
     )
 
 
