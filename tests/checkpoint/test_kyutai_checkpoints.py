@@ -188,7 +188,7 @@ def test_config_and_weights_of_two_kinds_are_refused(folder: Path, tmp_path: Pat
 
 def test_a_tokenizer_of_another_model_is_refused(kind: Any, tmp_path: Path) -> None:
     source = write(tmp_path / "x", kind, n_ids=200)
-    with pytest.raises(TokenizerError, match=r"has 2\d\d pieces, the model says 200"):
+    with pytest.raises(TokenizerError, match=r"has \d\d\d pieces, the model says 200"):
         load_moshi_checkpoint(source, kind)
     with pytest.raises(TokenizerError, match="pieces, the model says 200"):
         convert(source, tmp_path / "own")
