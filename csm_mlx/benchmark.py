@@ -60,7 +60,7 @@ class Benchmark:
     decode_ms: float
     """Per frame, streamed; `frame_ms` contains it."""
     peak_bytes: int
-    """Of MLX's arrays, weights included."""
+    """Of all arrays that MLX holds in this process, weights included."""
     frame_bytes: int
     """Of the weights that a frame reads; see `frame_bytes`."""
     floor_ms: float

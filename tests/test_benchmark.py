@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from support.memory import arrays_of_others
 from support.models import csm_config, llama, random_csm, random_csm_model
 
 import csm_mlx
@@ -82,6 +83,7 @@ def test_bare_products_are_those_of_one_frame(recipe: str | None) -> None:
 
 
 def test_every_figure_of_the_embedded_voice(tmp_path: Path) -> None:
+    others = arrays_of_others()
     csm, seen = csm_mlx.load(), []
     result = benchmark(csm, n_frames=30, on_frames=lambda done, total: seen.append((done, total)))
     assert len(result.frame_ms) == 30
@@ -91,7 +93,7 @@ def test_every_figure_of_the_embedded_voice(tmp_path: Path) -> None:
     assert 0 < result.decode_ms < 10 * result.frame_p50_ms
     assert 0 < result.floor_share < 1
     weights = sum(p.nbytes for part in (csm.model, csm.codec) for p in named_parameters(part).values())
-    assert weights < result.peak_bytes < weights + 200e6
+    assert weights < result.peak_bytes - others < weights + 200e6
     assert min(result.first_audio_s, result.first_audio_cold_s, result.encode_ms, result.graph_build_ms) > 0
     assert 100 < result.graph_nodes < 2000
     assert 0.1 < result.memory_gb_per_s < 10_000

@@ -5,6 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 from support.layouts import make_tiny, write_own
+from support.memory import arrays_of_others
 from support.models import csm_config, llama, random_csm
 from support.training import byte_csm, random_examples
 
@@ -42,8 +43,7 @@ def test_the_estimate_is_near_the_peak(make, lengths, config: TrainConfig, tmp_p
     csm = make()
     examples = random_examples(csm.config.csm, lengths)
     told = estimate(csm, config, examples)
-    mx.clear_cache()
-    others = mx.get_active_memory() - told.weights_bytes  # what other tests left
+    others = arrays_of_others() - told.weights_bytes
     result = train(csm, replace(config, steps=1), examples, tmp_path / "out")
     assert result.n_trainable == told.n_trainable
     assert told.total_bytes / 1.5 < result.peak_bytes - others < told.total_bytes * 1.5
@@ -55,7 +55,7 @@ def test_the_estimate_of_a_whole_model(tmp_path) -> None:
     examples = random_examples(csm.config.csm, (60, 60))
     config = TrainConfig(method="full", steps=1)
     told = estimate(csm, config, examples)
-    others = mx.get_active_memory() - told.weights_bytes
+    others = arrays_of_others() - told.weights_bytes
     result = train(csm, config, examples, tmp_path / "out")
     assert result.n_trainable == told.n_trainable
     assert told.total_bytes / 1.5 < result.peak_bytes - others < told.total_bytes * 1.5

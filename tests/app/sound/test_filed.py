@@ -4,7 +4,6 @@ import os
 import resource
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from csm_mlx_app.sound.clock import RealClock, SimulatedClock
 from csm_mlx_app.sound.device import BLOCK_S, BLOCK_SAMPLES, RATE_HZ
 from csm_mlx_app.sound.filed import ECHO_DELAY_BLOCKS, FileSound
 from csm_mlx_app.sound.gate import FADE_S
+from support.memory import arrays_of_others, resident_bytes
 
 from csm_mlx.audio import AudioWriter, read_audio, write_audio
 from csm_mlx.errors import AudioError, DeviceError
@@ -176,11 +176,7 @@ def test_the_echo_comes_back_late_and_quiet(noise):
 
 
 def test_minutes_take_seconds_and_no_memory(noise, tmp_path):
-    def resident_bytes() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("reads /proc")
+    arrays_of_others()  # not to be freed in the middle
     steps = Steps(noise[0], tmp_path / "out.wav")
     sound = steps.sound
     sound.hold = lambda: True
