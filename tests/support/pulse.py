@@ -74,7 +74,7 @@ class Pulse:
         flags = ("-n", "--daemonize=no", "--exit-idle-time=-1")
         protocols = (f"--load=module-{name}-protocol-unix socket={runtime}/{name}" for name in ("native", "cli"))
         self._cli = runtime / "cli"
-        self._run("pulseaudio", *flags, *protocols)
+        self.pid = self._run("pulseaudio", *flags, *protocols).pid
         for _ in range(200):
             if (runtime / "native").exists() and not self._ctl("info", check=False).returncode:
                 break

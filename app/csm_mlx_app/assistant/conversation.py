@@ -127,9 +127,11 @@ class Conversation:
         return -100.0 if self._ears is None else self._ears.level_db
 
     def check_devices(self) -> None:
-        """Tells what happened to them."""
+        """Tells what happened to them; an answer whose loudspeaker goes ends with what was heard of it."""
         for fault in self._sound.faults():
             self._report.emit("fault", kind=fault.kind, message=fault.message, t_s=fault.t_s)
+            if fault.kind == "output-gone" and self.state == "speaking":
+                self.interrupt()
 
     def summary(self) -> dict[str, object]:
         """Of all turns: how many, and how long the user waited."""

@@ -14,13 +14,18 @@ BLOCK_S = 0.01
 """Of a callback."""
 OUTPUT_LATENCY_S = 0.03
 """Asked of the loudspeaker: three callbacks, so that one may be late because Python is busy."""
-SILENT_S = 1.0
-"""A callback that does not come for so long does not come any more."""
+SILENT_S = 2.0
+"""A callback that does not come for so long, while this process runs, does not come any more."""
+STOPPED, HANGS = "it stopped", "it hangs"
 START_S = 3.0
 """Before the first one: sound servers and Bluetooth take their time."""
 RATE_WINDOW_S = 5.0
-MAX_RATE_ERROR = 0.06
-"""Of the samples counted over `RATE_WINDOW_S`, twice in a row: more than clocks differ, less than rates do."""
+RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000)
+"""To which a device may be set while it runs: sound that a busy machine lost makes any other rate."""
+MAX_RATE_ERROR = 0.02
+"""Of the samples counted over `RATE_WINDOW_S`: more than clocks differ, less than rates do."""
+_AWAKE_S = 0.1
+"""Between two looks at a line; where it is longer, this process did not run, and no callback could come."""
 
 
 class Line:
@@ -36,7 +41,8 @@ class Line:
         self._opened_s = clock.now_s()
         self._n_samples = self._n_xruns = 0
         self._window = (self._opened_s, 0, 0)
-        self._n_odd_windows = 0
+        self._odd_rate_hz: int | None = None
+        self._looked_s, self._absent_s, self._known_s = self._opened_s, 0.0, self._last_s
         self._stream: Any = None
 
     def start(self, kind: str, latency: str | float, serve: Callable[..., None], channels: int, sign: int) -> "Line":
@@ -44,18 +50,15 @@ class Line:
 
         sign: 1 for an output, whose samples sound after the callback, -1 for an input. `DeviceError` if it refuses.
         """
-        sounddevice, clock, stamps = load_sounddevice(), self._clock, StreamTime(0.0)
+        sounddevice, stamps = load_sounddevice(), StreamTime(0.0)
 
         def callback(data: Any, n_samples: int, times: Any, status: Any) -> None:
             try:
                 if not self.open:
                     silence(data)
                     return
-                now_s = clock.now_s()
-                self._last_s = now_s
-                self._n_samples += n_samples
                 xrun = bool(status.output_underflow if sign > 0 else status.input_overflow)
-                self._n_xruns += xrun
+                now_s = self.count(n_samples, xrun)
                 stamp_s = times.outputBufferDacTime if sign > 0 else times.inputBufferAdcTime
                 serve(data, now_s + stamps.ahead_s(now_s, times.currentTime, stamp_s), xrun)
             except Exception as error:
@@ -85,25 +88,43 @@ class Line:
             raise refused(self.device, error.args[0]) from None
         return self
 
+    def count(self, n_samples: int, xrun: bool) -> float:
+        """A callback came; when."""
+        self._last_s = now_s = self._clock.now_s()
+        self._n_samples += n_samples
+        self._n_xruns += xrun
+        return now_s
+
     @property
     def heard(self) -> bool:
         """Its callback has been called."""
         return self._last_s is not None
 
+    @property
+    def age_s(self) -> float:
+        return self._clock.now_s() - self._opened_s
+
     def lost(self) -> str | None:
-        """Why it is of no use any more, or None."""
+        """Why it is of no use any more, or None; to be asked several times a second."""
         if self.failure is not None:
             return f"{type(self.failure).__name__}: {self.failure}"
         try:
             if not self._stream.active:
-                return "it stopped"
+                return STOPPED
         except Exception as error:  # PortAudio's, which is not to be imported here
             return str(error)
-        waited_from_s = self._opened_s + START_S - SILENT_S if self._last_s is None else self._last_s
-        return "it hangs" if self._clock.now_s() - waited_from_s > SILENT_S else None
+        return HANGS if self._absent() > (START_S if self._last_s is None else SILENT_S) else None
+
+    def _absent(self) -> float:
+        """Seconds without a callback, of those in which this process ran: a look that is late shows that it did not."""
+        now_s, last_s = self._clock.now_s(), self._last_s
+        step_s, self._looked_s = min(now_s - self._looked_s, _AWAKE_S), now_s
+        self._absent_s = self._absent_s + step_s if last_s == self._known_s else 0.0
+        self._known_s = last_s
+        return self._absent_s
 
     def measured_rate_hz(self) -> int | None:
-        """The rate at which samples really come, where it is not what was agreed for two windows in a row."""
+        """The rate at which samples really come, where it is another than was agreed for two windows in a row."""
         if self._last_s is None:
             return None
         start_s, n_samples, n_xruns = self._window
@@ -113,11 +134,12 @@ class Line:
             return None
         if now_s - start_s < RATE_WINDOW_S:
             return None
-        rate_hz = (n_now - n_samples) / (now_s - start_s)
-        odd = abs(rate_hz / self.device.rate_hz - 1) > MAX_RATE_ERROR and n_xruns == self._n_xruns
-        self._n_odd_windows = self._n_odd_windows + 1 if odd else 0
+        counted_hz = (n_now - n_samples) / (now_s - start_s)
+        rate_hz = min(RATES_HZ, key=lambda rate_hz: abs(rate_hz - counted_hz))
+        known = n_xruns == self._n_xruns and abs(counted_hz / rate_hz - 1) < MAX_RATE_ERROR
+        before_hz, self._odd_rate_hz = self._odd_rate_hz, rate_hz if known and rate_hz != self.device.rate_hz else None
         self._window = (now_s, n_now, self._n_xruns)
-        return round(rate_hz) if self._n_odd_windows >= 2 else None
+        return rate_hz if rate_hz == before_hz == self._odd_rate_hz else None
 
     def close(self) -> None:
         """Let go of the device, whatever state it is in."""

@@ -12,7 +12,7 @@ from csm_mlx.errors import DeviceError
 from csm_mlx_app.sound.clock import RealClock
 from csm_mlx_app.sound.device import BLOCK_S, BLOCK_SAMPLES, RATE_HZ, Block, Fault
 from csm_mlx_app.sound.devices import NAMES, Device, Kind, find_device, look_again, quiet_alsa
-from csm_mlx_app.sound.line import Line, open_microphone, open_speaker
+from csm_mlx_app.sound.line import STOPPED, Line, open_microphone, open_speaker
 from csm_mlx_app.sound.microphone import Microphone
 from csm_mlx_app.sound.reference import Reference
 from csm_mlx_app.sound.speaker import Speaker
@@ -24,6 +24,8 @@ LOOK_AGAIN_S = 3.0
 """How often the devices are listed anew at the cost of a gap in the direction that still works."""
 _POLL_S = 0.004
 _WATCH_S = 0.05
+SETTLED_S = 5.0
+"""A stream that has lived for so long may end once without a word, where its device opens again at once."""
 _STALL_S = 0.25
 """A microphone that is later than this is read as silence."""
 _FALL_SILENT_S = 0.03
@@ -230,12 +232,13 @@ class LiveSound:
         if line is None:
             return
         if (why := line.lost()) is not None:
-            self._close_line(kind)
-            self._lose(
-                kind,
-                "defect" if line.failure else f"{kind}-gone",
-                f"the {NAMES[kind]} {line.device.name!r} is gone ({why})",
-            )
+            what = f"the {NAMES[kind]} {line.device.name!r} is gone ({why})"
+            if why == STOPPED and line.age_s > SETTLED_S:
+                self._close_line(kind)
+                if self._reopen_quietly(kind, line.device.name):
+                    return
+            self._lose(kind, "defect" if line.failure else f"{kind}-gone", what)
+            self._close_line(kind)  # last: it waits for the sound server, which may be what hangs
         elif (rate_hz := line.measured_rate_hz()) is not None:
             self._close_line(kind)
             agreed = f"{line.device.rate_hz} Hz were agreed"
@@ -243,6 +246,20 @@ class LiveSound:
         elif self._gone[kind] and line.heard:
             self._gone[kind] = False
             self._tell("recovered", f"the {NAMES[kind]} works again: {line.device.name!r}")
+
+    def _reopen_quietly(self, kind: Kind, name: str) -> bool:
+        """Sound servers end the streams of a process that was late for too long, whose devices are there all the time:
+        nobody needs to do anything, and the gap is counted."""
+        flowing = self._speaker.gate.flowing
+        try:
+            self._open_named(kind, name)
+        except DeviceError:
+            return False
+        if kind == "input":
+            self._n_overruns += 1
+        else:
+            self._speaker.n_late += flowing
+        return True
 
     def _lose(self, kind: Kind, fault: str, what: str) -> None:
         if not self._gone[kind]:
@@ -271,14 +288,17 @@ class LiveSound:
         name = self.input_name if kind == "input" else self.output_name
         for wanted in (name, None):
             try:
-                device = find_device(kind, wanted)
-                self._fit(device)
-                self._open(device)
+                self._open_named(kind, wanted)
             except DeviceError:
                 continue
             return True
         self._lose(kind, f"{kind}-gone", f"the {NAMES[kind]} {name!r} does not open")
         return False
+
+    def _open_named(self, kind: Kind, wanted: str | None) -> None:
+        device = find_device(kind, wanted)
+        self._fit(device)
+        self._open(device)
 
     def _fit(self, device: Device) -> None:
         """Make what is on our side of a device fit a new rate, and tell."""

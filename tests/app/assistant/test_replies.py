@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +18,7 @@ import pytest
 from csm_mlx_app.assistant.replies import Message, Replier, Reply, ReplyError, make_replier
 from csm_mlx_app.assistant.replies.command import Command
 from csm_mlx_app.assistant.replies.echo import Echo
+from csm_mlx_app.assistant.replies.recent import MAX_HISTORY_TOKENS
 from csm_mlx_app.assistant.replies.thinking import Thinking
 from csm_mlx_app.assistant.replies.url import Url, events
 
@@ -29,10 +30,10 @@ MESSAGES: list[Message] = [
 ]
 
 
-def answer(replier: Replier, *, within_s: float = 10.0) -> list[str]:
+def answer(replier: Replier, messages: Sequence[Message] = MESSAGES, *, within_s: float = 10.0) -> list[str]:
     """The pieces of an answer, waited for as the worker waits: at each `notify`."""
     news = threading.Event()
-    reply = replier.reply(MESSAGES, news.set)
+    reply = replier.reply(messages, news.set)
     return list(pieces(reply, news, within_s))
 
 
@@ -425,6 +426,31 @@ def test_cancelling_hangs_up_at_once(server):
     assert time.monotonic() - began_s < 1
     wait_until(lambda: threading.active_count() < n_threads)
     reply.cancel()
+
+
+@pytest.mark.parametrize("who", ["a command", "a server"])
+def test_a_long_conversation_is_told_without_its_oldest_exchanges(who, server):
+    """Whole exchanges, several at a time; never without the system prompt or what was said last, however long."""
+    server.script = lambda handler: whole(
+        handler, 200, b'{"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}'
+    )
+    replier, messages, first = Command("cat") if who == "a command" else Url(server.url), [*MESSAGES[:1]], []
+    sizes = []
+    for turn in range(40):
+        asked = f"Question {turn}? " + ("word " * 100 if turn < 39 else "all the world " * 2000)
+        messages.append({"role": "user", "content": asked})
+        said = "".join(answer(replier, messages))
+        told = json.loads(said) if who == "a command" else server.requests[-1][1]["messages"]
+        sizes.append(len(json.dumps(told)))
+        assert told[0] == MESSAGES[0]
+        assert told[1:] == messages[len(messages) - len(told) + 1 :], "the newest, without a gap"
+        assert told[1]["role"] == "user"
+        first.append(told[1]["content"].split("?")[0])
+        messages.append({"role": "assistant", "content": f"Answer {turn}."})
+    assert max(sizes[:-1]) < 4 * MAX_HISTORY_TOKENS
+    assert first[0] == first[9] == "Question 0"
+    assert 1 < len(set(first[:-1])) < 10, "several at a time, so that a server's cache is of use in between"
+    assert first[-1] == "Question 39"
 
 
 def test_events_are_put_together_from_their_lines():

@@ -106,6 +106,7 @@ LONG = (
     "The moon is about four hundred thousand kilometres away from us. It takes light a little more than a second to "
     "get there. People took three days. Nobody has been there for many years now."
 )
+SHORT = "William Shakespeare wrote that play."
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def scripted(tmp_path) -> tuple[str, Path]:
     told, script = tmp_path / "told.jsonl", tmp_path / "model.py"
     script.write_text(
         f"import sys; line = sys.stdin.readline(); told = open({str(told)!r}, 'a'); told.write(line)\n"
-        f"print({LONG!r} if line.count('user') < 2 else 'William Shakespeare wrote that play.')"
+        f"print({LONG!r} if line.count('user') < 2 else {SHORT!r})"
     )
     return f"{sys.executable} -S {script}", told
 
@@ -162,6 +163,73 @@ def test_neither_a_cough_nor_its_own_voice_stops_an_answer(server, tmp_path, scr
             turn = talk.until(lambda n=n: len(talk.of("turn")) == n and talk.of("turn")[-1], f"answer {n}")
             assert turn["heard"] == turn["reply"] != ""
         assert talk.of("interrupted") == []
+
+
+def test_a_loudspeaker_that_goes_in_mid_answer_and_comes_back(server, tmp_path, whisper, scripted):
+    """What had been heard by then is history, what is told says what to do, and the next answer is audible."""
+    command, told = scripted
+    flags = ("--llm-cmd", command, "--log", "log.jsonl")
+    with unless_overloaded(), live_talk(server, tmp_path, *flags) as talk:
+        began_s = time.monotonic()
+        talk.ask(question("moon"))
+        talk.until(lambda: sounding_s(talk.loudspeaker, began_s), "sound")
+        start_s, _ = sounding_s(talk.loudspeaker, began_s) or (0.0, 0.0)
+        time.sleep(max(0.0, start_s + 3.0 - time.monotonic()))
+        gone_s = time.monotonic()
+        server.unplug("speaker")
+        stopped = talk.until(lambda: talk.of("interrupted"), "interruption")[0]
+        (gone,) = talk.of("fault")
+        print(f"\ntold {talk.told_s(gone) - gone_s:.2f} s after: {gone['message']}; heard was {stopped['heard']!r}")
+        assert gone["kind"] == "output-gone"
+        assert "the loudspeaker" in gone["message"]
+        assert "connect it or another" in gone["message"]
+        assert "\n" not in gone["message"]
+        sound, _ = talk.loudspeaker.between(start_s - 0.2, gone_s)
+        server.plug_speaker()
+        talk.loudspeaker = server.tap("speaker")
+        talk.until(lambda: [e for e in talk.of("fault") if e["kind"] == "recovered"], "loudspeaker")
+        answered_s = time.monotonic()
+        talk.ask(question("juliet"))
+        turn = talk.until(lambda: len(talk.of("turn")) == 2 and talk.of("turn")[1], "second answer")
+        audible = sounding_s(talk.loudspeaker, answered_s)
+        assert audible is not None, "silence for an answer"
+        assert audible[1] - audible[0] > 1.0
+        assert turn["heard"] == turn["reply"] == SHORT
+    heard, cut = stopped["heard"], talk.of("turn")[0]
+    assert LONG.startswith(heard)
+    error_rate, transcript = word_error_rate(heard, sound, whisper)
+    print(f"heard by whisper: {transcript!r} (word error rate {error_rate:.2f})")
+    assert len(heard.split()) > 3
+    assert error_rate <= 0.35 or abs(len(heard.split()) - len(transcript.split())) <= 1
+    messages = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [m["content"] for m in messages[1] if m["role"] == "assistant"] == [heard]
+    assert [(line["assistant"], line["reply"]) for line in talk.turns()] == [(heard, cut["reply"]), (SHORT, SHORT)]
+
+
+@pytest.mark.slow
+def test_a_microphone_that_goes_in_mid_answer_and_comes_back(server, tmp_path, scripted):
+    """The answer is heard to its end, and the next question is understood."""
+    command, _ = scripted
+    with unless_overloaded(), live_talk(server, tmp_path, "--llm-cmd", command, "--log", "log.jsonl") as talk:
+        began_s = time.monotonic()
+        talk.ask(question("moon"))
+        talk.until(lambda: sounding_s(talk.loudspeaker, began_s), "sound")
+        server.unplug("mic")
+        gone = talk.until(lambda: talk.of("fault"), "fault")[0]
+        assert gone["kind"] == "input-gone"
+        assert "the microphone" in gone["message"]
+        assert "connect it or another" in gone["message"]
+        server.plug_mic()
+        talk.until(lambda: [e for e in talk.of("fault") if e["kind"] == "recovered"], "microphone")
+        first = talk.until(lambda: talk.of("turn"), "answer")[0]
+        assert first["heard"] == first["reply"] == LONG
+        assert talk.of("interrupted") == []
+        time.sleep(0.5)  # the first blocks of a microphone are its opening
+        talk.ask(question("juliet"))
+        second = talk.until(lambda: len(talk.of("turn")) == 2 and talk.of("turn")[1], "second answer")
+        assert compare(QUESTIONS["juliet"], second["transcript"])[1] <= 1
+        assert second["heard"] == SHORT
+    assert [line["assistant"] for line in talk.turns()] == [LONG, SHORT]
 
 
 def cough() -> np.ndarray:

@@ -1,9 +1,12 @@
 """Microphone and loudspeaker through PortAudio, on a PulseAudio of the test's own."""
 
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from csm_mlx_app.sound import devices
 from csm_mlx_app.sound.clock import RealClock
 from csm_mlx_app.sound.device import BLOCK_S, RATE_HZ, Block
+from csm_mlx_app.sound.line import HANGS, SILENT_S, Line, open_microphone
 from csm_mlx_app.sound.live import LiveSound
 from support.pulse import Pulse, needs_pulse, pulse
 
@@ -19,6 +23,15 @@ from csm_mlx.errors import DeviceError
 
 pytestmark = needs_pulse
 SPEECH = Path(__file__).parents[2] / "data" / "harbour.flac"
+
+
+class Hand(RealClock):
+    """A clock that is set by hand."""
+
+    t_s = 100.0
+
+    def now_s(self) -> float:
+        return self.t_s
 
 
 class Ears:
@@ -79,6 +92,11 @@ def found(speech: np.ndarray, sound: np.ndarray) -> float:
     return there / len(pieces)
 
 
+def sounding_s(pcm: np.ndarray) -> float:
+    """How much of it is no silence, wherever it is: a busy machine may tear gaps into it."""
+    return np.count_nonzero(np.abs(pcm) > 0.003) / RATE_HZ
+
+
 def fault(sound: LiveSound, within_s: float) -> tuple[str, str]:
     until_s = sound.clock.now_s() + within_s
     while sound.clock.now_s() < until_s:
@@ -123,8 +141,7 @@ def test_pausing_and_dropping_are_silent_at_once(live):
     n_before = len(server.heard())
     sound.pause()
     time.sleep(0.35)
-    after = server.heard()[n_before:]
-    assert np.flatnonzero(np.abs(after) > 0.003).max(initial=0) / RATE_HZ < 0.1
+    assert sounding_s(server.heard()[n_before:]) < 0.1
     assert sound.buffered_s > 2
     assert sound.n_underruns == 0
     held = sound.n_played
@@ -137,7 +154,7 @@ def test_pausing_and_dropping_are_silent_at_once(live):
     assert sound.buffered_s == 0
     time.sleep(0.35)
     assert sound.n_played == n
-    assert np.flatnonzero(np.abs(server.heard()[n_before:]) > 0.003).max(initial=0) / RATE_HZ < 0.1
+    assert sounding_s(server.heard()[n_before:]) < 0.1
 
 
 @pytest.mark.slow
@@ -172,6 +189,79 @@ def test_what_is_unplugged_is_missed_and_found_again(live):
     assert found(speech[:RATE_HZ], server.heard()[n_heard:]) > 0.5
     assert found(speech, ears.between(start_s, ears.blocks[-1].t_s)) > 0.5, "it hears through what the other loses"
     assert np.allclose(np.diff([block.t_s for block in ears.blocks]), BLOCK_S, atol=0.011)
+
+
+@contextmanager
+def stopped(pid: int, for_s: float) -> Iterator[None]:
+    """A process that does not run for so long, from outside, because it may be this one."""
+    command = f"kill -STOP {pid}; sleep {for_s}; kill -CONT {pid}"
+    with subprocess.Popen(["sh", "-c", command], start_new_session=True):
+        yield
+
+
+def test_time_in_which_this_process_does_not_run_makes_no_device_hang(server):
+    """A real stream whose server is stopped, and a clock by hand: so the only difference is how often is looked."""
+    clock = Hand()
+    line, _ = open_microphone(devices.find_device("input"), clock)
+    until_s = time.monotonic() + 3
+    while not line.heard and time.monotonic() < until_s:
+        time.sleep(0.01)
+    with stopped(server.pid, 0.8):
+        time.sleep(0.4)  # what it had sent is taken
+        assert line.lost() is None
+        for _ in range(5):
+            clock.t_s += 2 * SILENT_S  # nobody looked in between
+            assert line.lost() is None
+        n_looks = 0
+        while line.lost() is None and n_looks < 1000:
+            clock.t_s += 0.05
+            n_looks += 1
+        assert line.lost() == HANGS
+        assert SILENT_S - 1 < n_looks * 0.05 < SILENT_S + 0.1
+    line.close()
+
+
+@pytest.mark.slow
+def test_a_process_that_was_starved_takes_no_device_for_gone(live):
+    _, sound, ears = live
+    with stopped(os.getpid(), 2.0 * SILENT_S):
+        pass
+    time.sleep(1.0)
+    assert sound.faults() == []
+    n_blocks = len(ears.blocks)
+    time.sleep(0.5)
+    assert len(ears.blocks) - n_blocks > 15, "it hears again"
+
+
+@pytest.mark.slow
+def test_a_sound_server_that_hangs_is_told_only_when_it_hangs_for_long(live):
+    server, sound, _ = live
+    with stopped(server.pid, 0.5 * SILENT_S):
+        pass
+    time.sleep(1.0)
+    assert sound.faults() == []
+    with stopped(server.pid, 2.0 * SILENT_S):
+        kind, message = fault(sound, 2.0 * SILENT_S)
+        assert kind.endswith("-gone"), message
+        assert "it hangs" in message
+    time.sleep(5)
+    told = [told.kind for told in sound.faults()]
+    assert told.count("recovered") == 1 + told.count("input-gone") + told.count("output-gone"), told
+
+
+def test_lost_samples_are_no_other_rate(server):
+    """A line whose device gives less than was agreed: a rate that devices have is another rate, any other is loss."""
+    assert server
+    device = devices.find_device("input")
+    for given_hz, expected_hz in ((device.rate_hz, None), (0.85 * device.rate_hz, None), (32_000, 32_000)):
+        clock = Hand()
+        line = Line(device, clock)
+        measured = [line.measured_rate_hz()]
+        for _ in range(1300):
+            clock.t_s += 0.01
+            line.count(round(given_hz * 0.01), xrun=False)
+            measured.append(line.measured_rate_hz())
+        assert next((rate_hz for rate_hz in measured if rate_hz), None) == expected_hz
 
 
 def test_a_denied_microphone_is_named(server):

@@ -14,6 +14,7 @@ from typing import IO
 from csm_mlx.errors import CsmError
 from csm_mlx_app.assistant.replies import Message, ReplyError
 from csm_mlx_app.assistant.replies.background import BackgroundReply
+from csm_mlx_app.assistant.replies.recent import RecentMessages
 
 _CHUNK_BYTES = 4096
 
@@ -27,9 +28,10 @@ class Command:
         if not command.strip():
             raise CsmError("--llm-cmd is empty; give a command that reads messages as JSON and writes the answer")
         self.name = command
+        self._recent = RecentMessages()
 
     def reply(self, messages: Sequence[Message], notify: Callable[[], None]) -> "CommandReply":
-        reply = CommandReply(self.name, messages, notify)
+        reply = CommandReply(self.name, self._recent.of(messages), notify)
         reply.start()
         return reply
 

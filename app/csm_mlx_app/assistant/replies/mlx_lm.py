@@ -12,6 +12,7 @@ from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import CsmError
 from csm_mlx.sampling import Sampler
 from csm_mlx_app.assistant.replies import DEFAULT_LLM, Message, ReplyError
+from csm_mlx_app.assistant.replies.recent import MAX_HISTORY_TOKENS, Recent
 from csm_mlx_app.assistant.replies.thinking import END, START, Thinking
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 TEMPERATURE, TOP_P = 0.6, 0.9
 MAX_TOKENS = 200
 """About a minute of speech."""
-MAX_HISTORY_TOKENS = 4096
-"""And at most half of the model's context."""
-KEPT_OF_HISTORY = 0.75
-"""Of a history that is too long: cutting a little of it at every turn would make the cache worthless at every turn."""
 PREFILL_TOKENS, CPU_PREFILL_TOKENS = 64, 16
 """Of the prompt at one step: about as long as a frame of speech takes."""
 _CONTEXT_TOKENS = 2048
@@ -46,7 +43,7 @@ class MlxLm:
     temperature, top_p: None is the default above; 0 is greedy. Every answer draws from `seed` and the number of
         messages before it, so that what was begun and dropped changes nothing.
     system, examples: the system prompt of conversations that have none, and exchanges that come before theirs.
-    max_history_tokens: with more, the oldest exchanges are left out.
+    max_history_tokens: with more, or more than half of the model's context, the oldest exchanges are left out.
     dequantize_on_cpu: compute in float32 there, where MLX's quantized products are slow; for small models only.
 
     All of it is for one thread, which `warm_up` or the first `step` binds it to.
@@ -83,7 +80,7 @@ class MlxLm:
         self._max_history_tokens = max_history_tokens
         self.prefill_tokens = prefill_tokens or (CPU_PREFILL_TOKENS if _is_cpu() else PREFILL_TOKENS)
         self._dequantize_on_cpu = dequantize_on_cpu
-        self._n_left_out = 0
+        self._recent = Recent()
         self._last: MlxLmReply | None = None
 
     def reply(self, messages: Sequence[Message], notify: Callable[[], None]) -> "MlxLmReply":  # noqa: ARG002
@@ -134,19 +131,8 @@ class MlxLm:
         n_kept = 1
         if messages[0]["role"] != "system":
             messages, n_kept = [*self._opening, *messages], len(self._opening)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "user" and i >= n_kept]
         limit = min(self._max_history_tokens, self.loaded.context_tokens // 2)
-        if self._n_left_out >= len(turns):
-            self._n_left_out = 0  # another conversation
-
-        def without_oldest() -> list[int]:
-            return self._ids(messages[:n_kept] + messages[turns[self._n_left_out] if self._n_left_out else n_kept :])
-
-        ids = without_oldest()
-        if len(ids) > limit:
-            while len(ids) > KEPT_OF_HISTORY * limit and self._n_left_out < len(turns) - 1:
-                self._n_left_out += 1
-                ids = without_oldest()
+        ids = self._recent.fit(messages, n_kept, self._ids, len, limit)
         if len(ids) >= self.loaded.context_tokens:
             raise ReplyError(
                 f"what you said has {len(ids)} tokens, {self.name} holds {self.loaded.context_tokens}; say it in parts"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from csm_mlx.errors import CsmError
 from csm_mlx_app.assistant.replies import Message, ReplyError
 from csm_mlx_app.assistant.replies.background import BackgroundReply
+from csm_mlx_app.assistant.replies.recent import RecentMessages
 from csm_mlx_app.assistant.replies.thinking import Thinking
 
 CONNECT_TIMEOUT_S = 5.0
@@ -81,6 +82,7 @@ class Url:
     ):
         self._server = _server(url, connect_timeout_s, read_timeout_s)
         self._model = model
+        self._recent = RecentMessages()
         self._options: dict[str, Any] = {"stream": True, "max_tokens": max_tokens}
         if temperature is not None:
             self._options["temperature"] = temperature
@@ -91,7 +93,9 @@ class Url:
         return f"{self._model} at {where}" if self._model else where
 
     def reply(self, messages: Sequence[Message], notify: Callable[[], None]) -> "UrlReply":
-        request = self._options | {"messages": list(messages)} | ({"model": self._model} if self._model else {})
+        request = (
+            self._options | {"messages": self._recent.of(messages)} | ({"model": self._model} if self._model else {})
+        )
         reply = UrlReply(self._server, json.dumps(request).encode(), notify)
         reply.start()
         return reply
