@@ -6,6 +6,7 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -14,6 +15,47 @@ from typing import Any
 
 GIVE_UP_S = 60.0
 _MOVES, _PAINTS = re.compile(r"\x1b\[[0-9;?]*[A-HJKhl]|\r\n?"), re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Bystander:
+    """A Python that imports what a program does, and sleeps: how long it takes to end is how busy the machine is.
+
+    Ends when the block is left, at the latest.
+    """
+
+    def __init__(self, modules: str):
+        code = (
+            f"import {modules}, signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); "
+            "print(flush=True); signal.pause()"
+        )
+        self._process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        self._ended_s = float("inf")
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self._ended_s = time.monotonic()
+
+    def __enter__(self) -> "Bystander":
+        assert self._process.stdout is not None
+        with self._process.stdout as out:
+            out.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        """Told to end; returns at once."""
+        self._began_s = time.monotonic()
+        self._process.terminate()
+        self._waiter.start()
+
+    @property
+    def took_s(self) -> float:
+        self._waiter.join(GIVE_UP_S)
+        return self._ended_s - self._began_s
 
 
 class Terminal:

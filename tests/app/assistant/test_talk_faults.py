@@ -8,8 +8,7 @@ import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,15 @@ from csm_mlx_app.assistant.records import Log
 from csm_mlx_app.assistant.replies.url import Url
 from csm_mlx_app.sound.device import RATE_HZ
 from support.talks import DATA, Says, Talk, scene
-from support.terminal import Terminal
+from support.terminal import Bystander, Terminal
 
 from csm_mlx.audio import write_audio
 
 COMMAND = [sys.executable, "-m", "csm_mlx_app", "talk"]
 FOR_EVER = 'while :; do echo "The moon is far away from us all."; sleep 0.5; done'
 """A language model that does not stop."""
-LEAVES_S = 3.0
-"""A second is promised, on a machine that has nothing else to do."""
+LEAVES_S = 1.0
+"""Promised; beside what a process that has nothing to end takes at the same moment, on a machine that is busy."""
 
 
 class Server:
@@ -238,10 +237,28 @@ def terminal(tmp_path, environment) -> Iterator[Terminal]:
 
 def assert_restored(terminal: Terminal) -> None:
     assert terminal.settings == terminal.before
-    assert terminal.raw.rfind("\x1b[?25h") > terminal.raw.rfind("\x1b[?25l"), "the cursor is hidden"
+    assert terminal.raw.rfind("\x1b[?25h") >= terminal.raw.rfind("\x1b[?25l"), "the cursor is hidden"
 
 
-def test_ctrl_c_stops_the_answer_and_kill_ends_it_all(terminal, tmp_path):
+@pytest.fixture
+def bystander() -> Iterator[Bystander]:
+    with Bystander("csm_mlx_app.talking, mlx.core") as bystander:
+        yield bystander
+
+
+def assert_leaves(terminal: Terminal, bystander: Bystander, expected: int, tell: Callable[[], None]) -> None:
+    """Within a second of `tell`, with nothing left behind."""
+    bystander.end()
+    tell()
+    code, took_s = terminal.leave()
+    print(f"\nleft after {took_s:.2f} s, a bystander after {bystander.took_s:.2f} s")
+    assert code == expected, terminal.text
+    assert took_s < LEAVES_S + bystander.took_s
+    assert_restored(terminal)
+    assert "Traceback" not in terminal.text
+
+
+def test_ctrl_c_stops_the_answer_and_kill_ends_it_all(terminal, bystander, tmp_path):
     log = tmp_path / "log.jsonl"
     terminal.wait_for("▶ speaking")
     assert terminal.settings != terminal.before, "single keys"
@@ -249,17 +266,13 @@ def test_ctrl_c_stops_the_answer_and_kill_ends_it_all(terminal, tmp_path):
     terminal.wait_for("‖")
     terminal.wait_for(lambda: len(spoken_turns(log)) == 1)
     terminal.wait_for(lambda: "▶ speaking" in terminal.text[terminal.text.rindex("‖") :])
-    os.kill(terminal.pid, signal.SIGTERM)
-    code, took_s = terminal.leave()
-    assert code == 128 + signal.SIGTERM, terminal.text
-    assert took_s < LEAVES_S
-    assert_restored(terminal)
+    assert_leaves(terminal, bystander, 128 + signal.SIGTERM, lambda: os.kill(terminal.pid, signal.SIGTERM))
     assert log.read_text().endswith("}\n")
     assert [turn["user"] for turn in spoken_turns(log)] == ["What is the capital of France?"]
 
 
 @pytest.mark.slow
-def test_a_narrow_terminal_and_ctrl_c_twice(terminal):
+def test_a_narrow_terminal_and_ctrl_c_twice(terminal, bystander):
     terminal.wait_for("▶ speaking")
     n_shown = len(terminal.text)
     terminal.resize(20)
@@ -267,13 +280,20 @@ def test_a_narrow_terminal_and_ctrl_c_twice(terminal):
     drawn = terminal.text[n_shown + 400 :].splitlines()  # a frame later
     assert max(map(len, drawn)) <= 20
     terminal.type("\x03")
-    time.sleep(0.2)
-    terminal.type("\x03")
-    code, took_s = terminal.leave()
-    assert code == 130, terminal.text
-    assert took_s < LEAVES_S
-    assert_restored(terminal)
-    assert "Traceback" not in terminal.text
+    terminal.wait_for("Ctrl-C again")
+    assert_leaves(terminal, bystander, 130, lambda: terminal.type("\x03"))
+
+
+def test_ctrl_c_twice_leaves_at_once(bystander, tmp_path, environment):
+    """In the middle of an answer that would not end."""
+    command = [*COMMAND, "--text", "--llm-cmd", FOR_EVER]
+    with Terminal(command, env=environment, cwd=tmp_path) as terminal:
+        terminal.wait_for("type")
+        terminal.type("How far away is the moon?\n")
+        terminal.wait_for("assistant: The moon")
+        terminal.type("\x03")
+        terminal.wait_for("Ctrl-C again to leave")
+        assert_leaves(terminal, bystander, 130, lambda: terminal.type("\x03"))
 
 
 def test_no_stdin_at_all(tmp_path, environment):
