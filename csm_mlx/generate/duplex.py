@@ -15,6 +15,7 @@ import numpy as np
 
 from csm_mlx.config import MoshiConfig, SamplingConfig
 from csm_mlx.errors import AudioError
+from csm_mlx.generate.frame import frame_noise, sample_codes
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.nn.cache import CacheState
 from csm_mlx.sampling import Sampler
@@ -53,7 +54,7 @@ class DuplexStep:
     and where the model says nothing."""
 
 
-class MoshiSession:
+class TokenSession:
     """One conversation, or several in step with each other. Sessions of one model know nothing of each other."""
 
     def __init__(
@@ -189,11 +190,14 @@ def sample_tokens(model: MoshiModel, hidden: mx.array, text: Sampler, audio: Sam
     """Draws the text and the codes that a temporal state (B, dim) predicts: (B, 1 + n_generated) int32."""
     c, batch = model.config, hidden.shape[0]
     text_key, audio_key = mx.random.split(key)
-    tokens = [text(model.text_logits(hidden), text.noise(text_key, (batch, c.text_head_size)))]
+    word = text(model.text_logits(hidden), text.noise(text_key, (batch, c.text_head_size)))
+    tokens = [word]
     if c.n_generated:
-        noise = audio.noise(audio_key, (c.n_generated, batch, c.codebook_size))
-        state = model.make_depth_state(batch)
-        for k, row in enumerate(model.depth_inputs(hidden)):
-            logits, state = model.depth_step(k, row, tokens[-1].reshape(-1), state)
-            tokens.append(audio(logits, None if noise is None else noise[k]))
+        rows = model.depth_inputs(hidden)
+
+        def step(k: int, token: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
+            return model.depth_step(k, rows[k], token.reshape(-1), state)
+
+        noise = frame_noise(audio, audio_key, (c.n_generated, batch, c.codebook_size))
+        tokens += sample_codes(step, word, model.make_depth_state(batch), audio, noise)
     return mx.concatenate(tokens, axis=1).astype(mx.int32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from csm_mlx.config import MoshiConfig, SamplingConfig
 from csm_mlx.errors import ConfigError
-from csm_mlx.generate.duplex import MoshiSession
+from csm_mlx.generate.duplex import TokenSession
 from csm_mlx.models.moshi import MoshiModel
 
 Decode = Callable[[Sequence[int]], str]
@@ -156,7 +156,7 @@ class SttSession:
         if c.n_generated:
             raise ConfigError(f"this model says {c.n_generated} codebooks; transcribing needs one that says text alone")
         self._model = model
-        self._session = MoshiSession(model, seed=seed, text=sampling)
+        self._session = TokenSession(model, seed=seed, text=sampling)
         self._flush_frames = math.ceil(delay_s * frame_rate_hz) + 1
         delay_frames = int(delay_s * frame_rate_hz)
         self._clock = WordClock(c, decode, delay_frames=delay_frames, frame_rate_hz=frame_rate_hz)

@@ -12,7 +12,7 @@ from support.moshi import greedy_session, moshi_config, random_frames, random_mo
 from csm_mlx.config import MoshiConfig
 from csm_mlx.errors import AudioError, ConfigError
 from csm_mlx.frames import DelayLine
-from csm_mlx.generate.duplex import MoshiSession
+from csm_mlx.generate.duplex import TokenSession
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.quantize import named_parameters
 
@@ -26,7 +26,7 @@ def model(request: pytest.FixtureRequest) -> MoshiModel:
     return random_moshi(CONFIGS[request.param])
 
 
-def run(session: MoshiSession, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def run(session: TokenSession, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Text (T, B), codes (T - late, B, n_generated) and hidden states (T, B, dim)."""
     text, codes, hidden = [], [], []
     for frame in frames:
@@ -142,8 +142,8 @@ def test_what_is_said_is_put_together_again(model: MoshiModel) -> None:
 
 def test_interleaved_sessions_equal_separate_ones(model: MoshiModel) -> None:
     a, b = random_frames(model.config, 20, seed=1), random_frames(model.config, 20, seed=2)
-    apart = [run(MoshiSession(model, seed=i), f) for i, f in enumerate((a, b))]
-    sessions = [MoshiSession(model, seed=i) for i in range(2)]
+    apart = [run(TokenSession(model, seed=i), f) for i, f in enumerate((a, b))]
+    sessions = [TokenSession(model, seed=i) for i in range(2)]
     text: list[list[int]] = [[], []]
     for pair in zip(a, b, strict=True):
         for i, frame in enumerate(pair):
@@ -166,14 +166,14 @@ def test_a_batch_of_two_equals_two_singles(model: MoshiModel) -> None:
 
 def test_the_same_seed_says_the_same_and_another_does_not(model: MoshiModel) -> None:
     frames = random_frames(model.config, 15)
-    one, same, other = (run(MoshiSession(model, seed=seed), frames)[0].tolist() for seed in (0, 0, 1))
+    one, same, other = (run(TokenSession(model, seed=seed), frames)[0].tolist() for seed in (0, 0, 1))
     assert one == same
     assert one != other
 
 
 def test_an_old_state_goes_back_to_it(model: MoshiModel) -> None:
     frames = random_frames(model.config, 20)
-    session = MoshiSession(model)
+    session = TokenSession(model)
     run(session, frames[:8])
     kept = session.state
     there, again = run(session, frames[8:]), None
@@ -184,7 +184,7 @@ def test_an_old_state_goes_back_to_it(model: MoshiModel) -> None:
 
 
 def test_memory_does_not_grow(model: MoshiModel) -> None:
-    session, frames = MoshiSession(model), random_frames(model.config, 120)
+    session, frames = TokenSession(model), random_frames(model.config, 120)
     run(session, frames)
     mx.eval(session.state["cache"], session.state["said"], session.state["key"])
     size, held = n_bytes(session.state), arrays_of_others()
@@ -196,7 +196,7 @@ def test_memory_does_not_grow(model: MoshiModel) -> None:
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_ten_thousand_steps(model: MoshiModel) -> None:
-    session, frames = MoshiSession(model), random_frames(model.config, 100)
+    session, frames = TokenSession(model), random_frames(model.config, 100)
     held = []
     for _ in range(100):
         for frame in frames:
@@ -223,7 +223,7 @@ def test_a_condition_changes_what_is_said() -> None:
 
 def test_only_frames_are_heard(model: MoshiModel) -> None:
     c = model.config
-    session = MoshiSession(model)
+    session = TokenSession(model)
     with pytest.raises(AudioError, match=rf"shape \({c.n_heard + 1},\).*expected \(1, {c.n_heard}\) integers"):
         session.step(np.zeros(c.n_heard + 1, np.int64))
     with pytest.raises(AudioError, match="float"):

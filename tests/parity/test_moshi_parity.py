@@ -14,7 +14,7 @@ from support.originals import GREEDY, TOLERANCE, Reference, RunTorch, read_refer
 
 from csm_mlx.checkpoint.moshi import load_lm, open_lm
 from csm_mlx.frames import DelayLine
-from csm_mlx.generate.duplex import MoshiSession
+from csm_mlx.generate.duplex import TokenSession
 from csm_mlx.models.moshi import MoshiModel
 
 pytestmark = pytest.mark.parity
@@ -80,7 +80,7 @@ def test_logits_are_equal(model: MoshiModel, reference: Reference) -> None:
 
 def test_greedy_conversations_are_equal(model: MoshiModel, reference: Reference) -> None:
     conditions = dict.fromkeys(model.config.conditions, "very_good")
-    session = MoshiSession(model, text=GREEDY, audio=GREEDY, conditions=conditions)
+    session = TokenSession(model, text=GREEDY, audio=GREEDY, conditions=conditions)
     text, codes = [], []
     for frame in reference["heard"]:
         step = session.step(frame)
@@ -100,7 +100,7 @@ def test_greedy_conversations_are_equal(model: MoshiModel, reference: Reference)
 def test_pause_heads_are_equal(references: Path) -> None:
     reference = read_reference(references / "stt")
     model = load_lm(reference.folder / "torch")
-    session = MoshiSession(model, text=GREEDY)
+    session = TokenSession(model, text=GREEDY)
     extra = []
     for frame in reference["heard"]:
         session.step(frame)

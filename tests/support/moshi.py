@@ -11,7 +11,7 @@ from mlx.utils import tree_map
 from support.models import llama
 
 from csm_mlx.config import MoshiConfig, SamplingConfig
-from csm_mlx.generate.duplex import MoshiSession
+from csm_mlx.generate.duplex import TokenSession
 from csm_mlx.models.moshi import MoshiModel
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -57,8 +57,8 @@ def random_frames(config: MoshiConfig, n_frames: int, batch: int = 1, seed: int 
     return np.random.default_rng(seed).integers(0, config.codebook_size, (n_frames, batch, config.n_heard))
 
 
-def greedy_session(model: MoshiModel, batch: int = 1, conditions: dict[str, str] | None = None) -> MoshiSession:
-    return MoshiSession(model, batch=batch, text=GREEDY, audio=GREEDY, conditions=conditions)
+def greedy_session(model: MoshiModel, batch: int = 1, conditions: dict[str, str] | None = None) -> TokenSession:
+    return TokenSession(model, batch=batch, text=GREEDY, audio=GREEDY, conditions=conditions)
 
 
 def write_spm(path: Path, vocab_size: int = 300) -> Path:
