@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from csm_mlx.config import MoshiConfig
 from csm_mlx.errors import ConfigError
-from csm_mlx.nn.cache import CacheState
+from csm_mlx.nn.cache import CacheState, make_cache, with_room
 from csm_mlx.nn.linear import Product
 from csm_mlx.nn.transformer import Transformer
 
@@ -87,10 +87,17 @@ class MoshiModel(nn.Module):
 
     def make_state(self, batch: int, chunk_frames: int = 1) -> CacheState:
         """The temporal transformer's fresh state: a ring that never fills up, for calls of up to `chunk_frames` at a
-        time without being cut."""
+        time without being cut; for single frames one that grows with the conversation, up to its window."""
+        t = self._config.temporal
+        if chunk_frames > 1:
+            return self.temporal.make_state(batch, self.dtype, self._window + chunk_frames - 1)
+        return make_cache(batch, t.n_layers, t.n_kv_heads, 0, t.head_dim, self.dtype, ring=False)
+
+    @property
+    def _window(self) -> int:
         window = self._config.temporal.window
         assert window is not None
-        return self.temporal.make_state(batch, self.dtype, window + chunk_frames - 1)
+        return window
 
     def condition(self, values: Mapping[str, str]) -> mx.array:
         """What a session that is asked for these values adds to each of its rows: (dim,). `ConfigError` unless there is
@@ -120,7 +127,11 @@ class MoshiModel(nn.Module):
         """Tokens as they are heard, delayed (B, T, 1 + n_codebooks), and a `condition` (dim,); hidden states
         (B, T, dim), which predict the tokens after them, and the state."""
         rows = self.embed(tokens)
-        return self.temporal(rows if condition is None else rows + condition, state)
+        rows = rows if condition is None else rows + condition
+        if not isinstance(state["offset"], int):
+            return self.temporal(rows, state)
+        y, state = self.temporal.rows(rows[:, 0], tokens.shape[1], with_room(state, self._window))
+        return y[:, None], state
 
     def text_logits(self, hidden: mx.array) -> mx.array:
         """Hidden states (N, dim); (N, text_head_size)."""

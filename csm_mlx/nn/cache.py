@@ -5,7 +5,8 @@ are immutable: keeping an old state costs nothing until the next write, which th
 
 Position p lives in slot p % capacity. Attention without a window counts its positions in Python, so that a step needs
 no mask; one that is full grows by what is written. A window of W positions fed T at a time needs a ring of W + T - 1
-slots and then never ends: its count is in the graph.
+slots and then never ends: its count is in the graph. Fed one at a time and counted in Python it needs no mask either,
+and begins with no slot (`with_room`).
 
 Rows of unlike length are right-aligned (`aligned`): all write to one slot, and what stands before a row's first
 position is padding, which a mask hides.
@@ -17,12 +18,15 @@ from typing import NamedTuple, TypedDict
 import mlx.core as mx
 import numpy as np
 
+GROWTH = 256
+"""Slots that a ring grows by, where its positions are counted in Python."""
+
 
 class CacheState(TypedDict):
     """`keys` and `values` hold one (B, n_kv_heads, capacity, head_dim) array per layer."""
 
     offset: int | mx.array
-    """Positions written so far: an int, or () int32 for a ring."""
+    """Positions written so far: an int, or () int32 for a ring that takes several at a time."""
     keys: list[mx.array]
     values: list[mx.array]
     padding: tuple[int, ...]
@@ -45,12 +49,14 @@ class Step(NamedTuple):
     for those written up to itself; None, with one step, for all of those written up to here."""
     turns: mx.array | None = None
     """How their queries and keys are turned, made once (`rope.turned`); None where every layer has it done."""
+    wraps: bool = False
+    """Whether it is one position of a ring, whose first slot follows its last."""
 
 
 def make_cache(
     batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, *, ring: bool
 ) -> CacheState:
-    """An empty cache."""
+    """An empty cache; ring: one that counts its positions in the graph."""
     shape = (batch, n_kv_heads, capacity, head_dim)
     return {
         "offset": mx.array(0, mx.int32) if ring else 0,
@@ -72,6 +78,28 @@ def grow(state: CacheState, new_capacity: int) -> CacheState:
         **state,
         "keys": [mx.pad(keys, extra) for keys in state["keys"]],
         "values": [mx.pad(values, extra) for values in state["values"]],
+    }
+
+
+def with_room(state: CacheState, window: int) -> CacheState:
+    """A ring counted in Python with a free slot, or one that may be written over.
+
+    It grows up to `window` slots: until it has wrapped, a position's slot is its number, and growing is padding. Layer
+    by layer, each some positions after the next, so that no step has to copy all of a long conversation.
+    """
+    n_layers, offset = len(state["keys"]), state["offset"]
+    assert isinstance(offset, int)
+
+    def roomy(layer: int, array: mx.array) -> mx.array:
+        n_slots = array.shape[2]
+        if n_slots == window or n_slots > offset + layer * GROWTH // n_layers:
+            return array
+        return mx.pad(array, [(0, 0), (0, 0), (0, min(GROWTH, window - n_slots)), (0, 0)])
+
+    return {
+        **state,
+        "keys": [roomy(*pair) for pair in enumerate(state["keys"])],
+        "values": [roomy(*pair) for pair in enumerate(state["values"])],
     }
 
 
@@ -123,6 +151,10 @@ def paddings(state: CacheState) -> tuple[int, ...]:
 def step(offset: int | mx.array, n_steps: int, n_slots: int, window: int | None, padding: tuple[int, ...] = ()) -> Step:
     """Slots and mask for positions `offset ... offset + n_steps - 1` of a cache with `n_slots` slots; one position at a
     time where a row has padding."""
+    if isinstance(offset, int) and window is not None:
+        if n_steps > 1 or not (offset < n_slots <= window or n_slots == window):
+            raise ValueError(f"a ring counted in Python takes one position into its free slots, not {n_steps}")
+        return Step(1, offset, offset, mx.array([offset % n_slots], mx.int32), None, wraps=True)
     if isinstance(offset, int):
         slots = mx.array([offset], mx.int32)
         if not any(padding):
@@ -150,8 +182,8 @@ def write(cache: mx.array, new: mx.array, at: Step) -> tuple[mx.array, mx.array]
         cache = mx.put_along_axis(cache, mx.broadcast_to(at.slots, new.shape), new.astype(cache.dtype), axis=2)
         return cache, cache
     n_slots, end = cache.shape[2], at.offset + at.n_steps
-    if n_slots == at.offset:
+    if n_slots == at.offset and not at.wraps:
         cache = mx.concatenate([cache, new], axis=2) if n_slots else new
         return cache, cache
     cache = mx.slice_update(cache, new, at.slots, [2])
-    return cache, cache if n_slots == end else cache[:, :, :end]
+    return cache, cache if n_slots <= end else cache[:, :, :end]

@@ -67,6 +67,35 @@ def test_a_session_past_three_windows_equals_offline(model: MoshiModel) -> None:
     assert len(set(text.tolist())) > 5
 
 
+def test_a_ring_that_grows_says_what_a_whole_one_says(model: MoshiModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By four slots at a time, so that it grows twice before it wraps, and a layer later than the other."""
+    frames = random_frames(model.config, N_FRAMES, batch=2)
+    whole = run(greedy_session(model, batch=2), frames)
+    monkeypatch.setattr("csm_mlx.nn.cache.GROWTH", 4)
+    session, slots = greedy_session(model, batch=2), []
+    for frame, text, hidden in zip(frames, whole[0], whole[2], strict=True):
+        kept = session.state
+        step = session.step(frame)
+        np.testing.assert_array_equal(np.array(step.text), text)
+        np.testing.assert_allclose(np.array(session.state["hidden"]), hidden, atol=1e-4)
+        slots.append([keys.shape[2] for keys in session.state["cache"]["keys"]])
+        session.state = kept  # a snapshot of a ring that has since grown, or not
+        np.testing.assert_array_equal(np.array(session.step(frame).text), text)
+    assert slots[0] == [4, 4]
+    assert [4, 8] in slots, "both layers grow in the same step"
+    assert [8, 8] in slots
+    assert slots[-1] == [9, 9]
+
+
+def test_a_ring_is_as_large_as_the_conversation() -> None:
+    model = random_moshi(moshi_config(temporal=replace(moshi_config().temporal, window=1000)))
+    session, sizes = greedy_session(model), []
+    for frame in random_frames(model.config, 300):
+        session.step(frame)
+        sizes.append(n_bytes(session.state["cache"]))
+    assert sizes[0] == sizes[100] == sizes[-1] / 2
+
+
 def test_offline_equals_attention_with_a_window(model: MoshiModel) -> None:
     """A state `window` frames after another forgot it: only so many positions are seen, itself included."""
     c, window = model.config, model.config.temporal.window
