@@ -61,7 +61,7 @@ def find_checkpoints() -> tuple[list[Found], list[str]]:
         if path.resolve() in found:
             continue
         try:
-            checkpoint = _describe(name, where, path)
+            checkpoint = describe(name, where, path)
         except CsmError as error:
             broken.append(f"{path}: {error}")
             continue
@@ -98,8 +98,8 @@ def _cached() -> Iterator[tuple[str, str, Path]]:
             yield repo.repo_id, "hub cache", newest.snapshot_path
 
 
-def _describe(name: str, where: str, path: Path) -> Found | None:
-    """None for a folder that holds no model."""
+def describe(name: str, where: str, path: Path) -> Found | None:
+    """What a folder holds; None where that is no model. `CsmError` for one that cannot be read."""
     tensors = {n: t for file in files.weight_files(path) for n, t in read_tensors(file).items()}
     csm, moshi = csm_layout(tensors), moshi_layout(tensors)
     layout = csm or moshi

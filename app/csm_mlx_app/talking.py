@@ -10,7 +10,7 @@ from typing import Any
 
 from csm_mlx.errors import DeviceError
 from csm_mlx.recognize import DEFAULT_WHISPER, Recognizer, Whisper
-from csm_mlx_app import console, loading, options, prompt
+from csm_mlx_app import console, listening, loading, options, prompt
 from csm_mlx_app.assistant import smart_turn
 from csm_mlx_app.assistant.conversation import Conversation, Parts
 from csm_mlx_app.assistant.ears import Echo
@@ -81,14 +81,18 @@ def talk(flags: Flags) -> int:
     replier = make_replier(
         llm=flags.llm, url=flags.llm_url, command=flags.llm_cmd, offline=flags.offline, seed=flags.seed
     )
-    recognizer = None if flags.text else Whisper(flags.asr or DEFAULT_WHISPER)
-    turn_model = smart_turn.find(flags.smart_turn)
+    stt = None if flags.text or (flags.offline and flags.asr is None) else listening.find_stt(flags.asr)
+    recognizer = None if flags.text or stt is not None else Whisper(flags.asr or DEFAULT_WHISPER)
+    turn_model = None if stt is not None and flags.smart_turn is None else smart_turn.find(flags.smart_turn)
+    if stt is not None and turn_model is not None:
+        report.note("--smart-turn is not used: Kyutai's speech-to-text hears for itself whether you have finished")
     conversation = Conversation(
         Parts(
             sound=sound,
             report=report,
-            load=lambda: _load(flags, replier, recognizer),
+            load=lambda: _load(flags, replier, recognizer, stt),
             recognizer=recognizer,
+            streams=stt is not None,
             turns=TurnConfig.of(flags.eagerness, echo_rules=flags.echo in _ECHO_RULES),
             echo=flags.echo,
             smart_turn=None if turn_model is None else smart_turn.SmartTurn(turn_model),
@@ -106,7 +110,7 @@ def talk(flags: Flags) -> int:
             "ready",
             model=str(engine.csm.path),
             voice=flags.voice,
-            asr=None if recognizer is None else recognizer.model,
+            asr=stt if recognizer is None else recognizer.model,
             llm=engine.replier.name,
             input=sound.input_name,
             output=sound.output_name,
@@ -121,10 +125,15 @@ def talk(flags: Flags) -> int:
             report.close()
 
 
-def _load(flags: Flags, replier: Replier, recognizer: Recognizer | None) -> Engine:
-    """Everything that computes, on the thread that calls; warmed up, so that the first answer is not slower."""
+def _load(flags: Flags, replier: Replier, recognizer: Recognizer | None, stt: str | None) -> Engine:
+    """Everything that computes, on the thread that calls; warmed up, so that the first answer is not slower.
+
+    stt: the checkpoint of speech-to-text, where that recognizes the user.
+    """
     replier.warm_up()  # first, because a server that is not there is found out at once
-    csm = loading.load(flags.model, speaks=True)
+    csm, scribe = loading.load(flags.model, speaks=True), None
+    if stt is not None:
+        csm, scribe = listening.together(csm, stt)
     session = csm.session(seed=flags.seed, sampling=options.sampling(csm.config.sampling, flags.sampling))
     speaker = flags.speaker or 0
     if flags.voice is not None:
@@ -137,7 +146,7 @@ def _load(flags: Flags, replier: Replier, recognizer: Recognizer | None) -> Engi
         import numpy as np
 
         recognizer.transcribe(np.zeros(csm.sample_rate_hz // 2, np.float32), csm.sample_rate_hz)
-    return Engine(csm, session, replier, speaker)
+    return Engine(csm, session, replier, speaker, scribe)
 
 
 def _system(flags: Flags) -> str:

@@ -16,6 +16,7 @@ from csm_mlx_app.assistant.latency import percentile
 from csm_mlx_app.assistant.output import Output
 from csm_mlx_app.assistant.records import Recording
 from csm_mlx_app.assistant.report import Report
+from csm_mlx_app.assistant.scribe import StreamHearing
 from csm_mlx_app.assistant.smart_turn import SmartTurn
 from csm_mlx_app.assistant.turns import TurnConfig, TurnMachine
 from csm_mlx_app.assistant.worker import Worker
@@ -33,7 +34,9 @@ class Parts:
     report: Report
     load: Callable[[], Engine]
     recognizer: Recognizer | None
-    """None where the user types."""
+    """What has a thread of its own; None where the user types, or where `streams`."""
+    streams: bool = False
+    """Whether what `load` gives recognizes the user."""
     turns: TurnConfig
     echo: Echo
     smart_turn: SmartTurn | None
@@ -52,7 +55,7 @@ class Conversation:
             parts.load, self.post, parts.sound, output, parts.sound.clock, parts.report, parts.system, parts.recording
         )
         self._ears: Ears | None = None
-        self._hearing: Hearing | None = None
+        self._hearing: Hearing | StreamHearing | None = None
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self._has_input_ended = False
@@ -61,8 +64,11 @@ class Conversation:
         """Loads everything, then opens the devices; raises what stood in the way."""
         engine = self._worker.start()
         parts = self._parts
-        if parts.recognizer is not None:
+        if parts.recognizer is not None or parts.streams:
             self._ears = Ears(self._sound, self.post, echo=parts.echo, note=self._report.note)
+        if self._ears is not None and parts.recognizer is None:
+            self._hearing = StreamHearing(self._ears, self._worker.tell, engine.csm.frame_size)
+        elif self._ears is not None and parts.recognizer is not None:
             self._hearing = Hearing(
                 parts.recognizer,
                 self._ears,
@@ -76,7 +82,8 @@ class Conversation:
         self._sound.start()
         if self._ears is not None and self._hearing is not None:
             self._begin("ears", self._listen)
-            self._begin("hearing", self._hearing.run)
+            if isinstance(self._hearing, Hearing):
+                self._begin("hearing", self._hearing.run)
         return engine
 
     def post(self, event: events.Event) -> None:

@@ -18,7 +18,9 @@ Echo = Literal["auto", "aec", "half-duplex", "headphones", "off"]
 
 _VOICE_RATE_HZ = 16_000
 _WINDOW_SAMPLES = round(WINDOW_S * _VOICE_RATE_HZ)
-_KEPT_SAMPLES = 90 * RATE_HZ
+KEPT_S = 90.0
+"""How far back what was heard can be asked for."""
+_KEPT_SAMPLES = round(KEPT_S * RATE_HZ)
 _TAIL_S = 0.2
 """For so long after the loudspeaker a room still sounds: half-duplex listens again then."""
 _TRIAL_S = 3.0
@@ -48,6 +50,8 @@ class Ears:
         """What is done now: never `auto` once a canceller failed."""
         self.level_db = SILENCE_DB
         """Of the last window, for a meter."""
+        self.on_sound: Callable[[np.ndarray, float], None] | None = None
+        """Takes all that is heard, cleaned, (n_samples,) at 24 kHz, and the time at which it ends; in this thread."""
         self._detect = _voice_detector()
         self._canceller = self._choose()
         self._resampler = Resampler(RATE_HZ, _VOICE_RATE_HZ)
@@ -89,6 +93,8 @@ class Ears:
         if self._canceller is not None:
             pcm, t_s = self._canceller.clean(block.pcm, block.played), block.t_s - DELAY_S
         self._remember(pcm, t_s)
+        if self.on_sound is not None:
+            self.on_sound(np.zeros_like(pcm) if self._is_deaf(t_s) else pcm, t_s)
         self._heard = np.concatenate([self._heard, self._resampler.put(pcm)])
         while len(self._heard) >= _WINDOW_SAMPLES:
             window, self._heard = self._heard[:_WINDOW_SAMPLES], self._heard[_WINDOW_SAMPLES:]
@@ -117,10 +123,14 @@ class Ears:
     def _window(self, sound: np.ndarray, t_s: float) -> Window:
         self.level_db = level_db(sound)
         probability = self._detect(sound.tolist())  # in half-duplex too: its state must not miss anything
-        since_s = t_s - WINDOW_S - self._last_played_s
-        if self.echo == "half-duplex" and since_s < _TAIL_S:
+        start_s = t_s - WINDOW_S
+        if self._is_deaf(start_s):
             probability = 0.0
-        return Window(t_s, probability, self.level_db, playing=since_s < 0)
+        return Window(t_s, probability, self.level_db, playing=start_s < self._last_played_s)
+
+    def _is_deaf(self, t_s: float) -> bool:
+        """Half-duplex: whether the loudspeaker sounded then, or just before."""
+        return self.echo == "half-duplex" and t_s - self._last_played_s < _TAIL_S
 
     def _judge(self, canceller: EchoCanceller) -> None:
         """An echo that stays although there is a canceller would interrupt the assistant for ever."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import csm_mlx
 from csm_mlx_app.assistant.replies import Replier
+from csm_mlx_app.assistant.scribe import Scribe
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class Engine:
     session: csm_mlx.CsmSession
     replier: Replier
     speaker: int
+    scribe: Scribe | None = None
+    """What recognizes the user, where that computes in this thread too."""
 
     @property
     def user(self) -> int:

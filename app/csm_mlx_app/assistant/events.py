@@ -42,6 +42,13 @@ class Complete:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """The recognizer, which hears all the time, takes what was said until now for a whole turn."""
+
+    t_s: float
+
+
+@dataclass(frozen=True)
 class ReplyStarted:
     """The first sample of the reply is heard."""
 
@@ -107,6 +114,7 @@ Event = (
     Window
     | Transcribed
     | Complete
+    | Finished
     | ReplyStarted
     | ReplyEnded
     | ReplyFailed

@@ -3,32 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from csm_mlx_app.assistant.events import (
-    Action,
-    Begin,
-    Complete,
-    Drop,
-    Event,
-    InputEnded,
-    Interrupt,
-    Muted,
-    Open,
-    Pause,
-    ReplyEnded,
-    ReplyFailed,
-    ReplyStarted,
-    Resume,
-    Show,
-    SpeechEnded,
-    SpeechStarted,
-    State,
-    Stop,
-    Talking,
-    Transcribe,
-    Transcribed,
-    Typed,
-    Window,
-)
+from csm_mlx_app.assistant import events
 from csm_mlx_app.assistant.transcripts import interrupts, is_empty, is_invented
 from csm_mlx_app.assistant.turn import Reply, Turn, TurnTimes
 from csm_mlx_app.assistant.turn_config import TurnConfig
@@ -47,9 +22,9 @@ class TurnMachine:
     """
 
     config: TurnConfig
-    state: State = "listening"
+    state: events.State = "listening"
     _voice: Voice = field(default_factory=Voice)
-    _actions: list[Action] = field(default_factory=list)
+    _actions: list[events.Action] = field(default_factory=list)
     _times: dict[int, TurnTimes] = field(default_factory=dict)
     _number: int = 0
     _revision: int = 0
@@ -66,35 +41,36 @@ class TurnMachine:
     _answered_s: float = 0.0
     """The end of the last turn that was answered: no later one reaches back before it."""
 
-    def step(self, event: Event) -> list[Action]:
+    def step(self, event: events.Event) -> list[events.Action]:
         self._actions = []
         handlers: dict[type, Callable] = {
-            Window: self._on_window,
-            Transcribed: self._on_transcribed,
-            Complete: self._on_complete,
-            ReplyStarted: self._on_reply_started,
-            ReplyEnded: self._on_reply_over,
-            ReplyFailed: self._on_reply_over,
-            Interrupt: self._on_interrupt,
-            Muted: self._on_muted,
-            Talking: self._on_talking,
-            Typed: self._on_typed,
-            InputEnded: self._hear_no_more,
+            events.Window: self._on_window,
+            events.Transcribed: self._on_transcribed,
+            events.Complete: self._on_complete,
+            events.Finished: self._on_finished,
+            events.ReplyStarted: self._on_reply_started,
+            events.ReplyEnded: self._on_reply_over,
+            events.ReplyFailed: self._on_reply_over,
+            events.Interrupt: self._on_interrupt,
+            events.Muted: self._on_muted,
+            events.Talking: self._on_talking,
+            events.Typed: self._on_typed,
+            events.InputEnded: self._hear_no_more,
         }
         handlers[type(event)](event)
         if (state := self._present_state()) != self.state:
             self.state = state
-            self._do(Show(state))
+            self._do(events.Show(state))
         return self._actions
 
     def times(self, turn: int) -> TurnTimes:
         """Of one of the last turns that were opened; `KeyError` for others."""
         return self._times[turn]
 
-    def _do(self, *actions: Action) -> None:
+    def _do(self, *actions: events.Action) -> None:
         self._actions.extend(actions)
 
-    def _present_state(self) -> State:
+    def _present_state(self) -> events.State:
         if self._is_paused:
             return "interrupted"
         if self._reply is not None:
@@ -103,7 +79,7 @@ class TurnMachine:
 
     # Windows of the microphone.
 
-    def _on_window(self, window: Window) -> None:
+    def _on_window(self, window: events.Window) -> None:
         user = self._user
         if self._is_muted and not (user is not None and user.by_key):
             return
@@ -159,7 +135,7 @@ class TurnMachine:
     def _announce(self, user: Turn) -> None:
         if not user.is_announced and (user.by_key or not _less(user.speech.voiced_s, self.config.minimum_s)):
             user.is_announced = True
-            self._do(SpeechStarted(user.number, user.speech.start_s))
+            self._do(events.SpeechStarted(user.number, user.speech.start_s))
 
     def _fall_silent(self, user: Turn, t_s: float) -> None:
         silence_s = t_s - user.speech.end_s
@@ -175,24 +151,24 @@ class TurnMachine:
 
     def _ask(self, user: Turn, t_s: float, *, final: bool) -> None:
         user.is_asked, user.partial_s = final, t_s
-        self._do(Transcribe(user.number, user.revision, user.audio_start_s, t_s, final))
+        self._do(events.Transcribe(user.number, user.revision, user.audio_start_s, t_s, final))
 
     def _decide(self, user: Turn, t_s: float) -> None:
         """The turn is over; it is answered as soon as its words are known."""
         user.decided_s = t_s
-        self._do(SpeechEnded(user.number, user.speech.end_s))
+        self._do(events.SpeechEnded(user.number, user.speech.end_s))
         self._settle(user, t_s)
 
     def _settle(self, user: Turn, t_s: float) -> None:
         if user.text is not None and not user.is_refused and not user.is_begun:
             user.is_begun = True
-            self._do(Begin(user.number, user.revision, user.text))
+            self._do(events.Begin(user.number, user.revision, user.text))
         if user.text is None or user.decided_s is None:
             return
         if user.is_refused:
             self._dissolve(user)
             return
-        self._do(Open(user.number, user.revision))
+        self._do(events.Open(user.number, user.revision))
         speech = user.speech
         if speech.voiced_s:
             self._voice.learn_user(speech.level_db)
@@ -218,7 +194,7 @@ class TurnMachine:
     def _go_on(self, user: Turn) -> None:
         """What was taken for the end was a pause."""
         if user.is_begun:
-            self._do(Drop(user.number, user.revision))
+            self._do(events.Drop(user.number, user.revision))
         if user.decided_s is not None:
             user.is_announced = False
         user.go_on()
@@ -226,7 +202,7 @@ class TurnMachine:
     def _dissolve(self, user: Turn) -> None:
         """There was nothing, or it is not to be answered."""
         if user.is_begun:
-            self._do(Drop(user.number, user.revision))
+            self._do(events.Drop(user.number, user.revision))
         self._revision = max(self._revision, user.revision + 1)
         self._user = None
 
@@ -266,7 +242,7 @@ class TurnMachine:
             if _less(speech.voiced_s, config.certain_s if config.echo_rules and is_new else config.sustained_s):
                 return
             self._is_paused = True
-            self._do(Pause())
+            self._do(events.Pause())
             self._ask(user, t_s, final=False)
         silence_s = t_s - speech.end_s
         if voiced:
@@ -282,16 +258,16 @@ class TurnMachine:
             self._ask(user, t_s, final=False)
 
     def _stop(self, reply: Reply) -> None:
-        self._do(Stop(reply.turn.number))
+        self._do(events.Stop(reply.turn.number))
         self._reply, self._resumed, self._is_paused = None, None, False
 
     def _resume(self, user: Turn, t_s: float) -> None:
-        self._do(Resume())
+        self._do(events.Resume())
         self._is_paused = False
         self._dissolve(user)
         self._resumed = (user, t_s + self.config.late_s)
 
-    def _on_words_over_reply(self, event: Transcribed, reply: Reply) -> None:
+    def _on_words_over_reply(self, event: events.Transcribed, reply: Reply) -> None:
         """What somebody said over the reply tells whether it is to stop; perhaps only after it has gone on."""
         user = self._user if self._is_paused else None
         if user is None and self._resumed is not None and self._user is None and event.t_s <= self._resumed[1]:
@@ -311,7 +287,7 @@ class TurnMachine:
 
     # Everything else.
 
-    def _on_transcribed(self, event: Transcribed) -> None:
+    def _on_transcribed(self, event: events.Transcribed) -> None:
         if self._reply is not None:
             self._on_words_over_reply(event, self._reply)
             return
@@ -324,44 +300,59 @@ class TurnMachine:
         user.is_refused = is_empty(event.text) or is_noise or is_echo
         self._settle(user, event.t_s)
 
-    def _on_complete(self, event: Complete) -> None:
+    def _on_complete(self, event: events.Complete) -> None:
         user = self._user
         if user is None or self._reply is not None or not _answers(event, user) or user.decided_s is not None:
             return
-        is_complete = event.probability >= 0.5
-        config = self.config
-        user.silence_s = min(config.complete_s, config.commit_s) if is_complete else config.incomplete_s
-        if user.speech.pause_s:
-            self._fall_silent(user, event.t_s)
+        if event.probability >= 0.5:
+            self._expect_end(user, event.t_s)
+        else:
+            user.silence_s = self.config.incomplete_s
 
-    def _on_reply_started(self, event: ReplyStarted) -> None:
+    def _on_finished(self, event: events.Finished) -> None:
+        user = self._user
+        if user is not None and self._reply is None and user.decided_s is None and not user.by_key:
+            self._expect_end(user, event.t_s)
+
+    def _expect_end(self, user: Turn, t_s: float) -> None:
+        """A short silence is enough, from now on or from before now."""
+        user.silence_s = min(self.config.complete_s, self.config.commit_s)
+        if user.speech.pause_s:
+            self._fall_silent(user, t_s)
+
+    def _on_reply_started(self, event: events.ReplyStarted) -> None:
         if self._reply is not None and self._reply.turn.number == event.turn:
             self._reply.is_heard = True
             if self._first_sound_s is None:
                 self._first_sound_s = event.t_s
 
-    def _on_reply_over(self, event: ReplyEnded | ReplyFailed) -> None:
+    def _on_reply_over(self, event: events.ReplyEnded | events.ReplyFailed) -> None:
         if self._reply is not None and self._reply.turn.number == event.turn:
             self._reply, self._resumed = None, None
             if self._is_paused:  # its last sample was on its way already
                 self._is_paused = False
-                self._do(Resume())
-        elif isinstance(event, ReplyFailed) and (user := self._user) and user.is_begun and user.number == event.turn:
+                self._do(events.Resume())
+        elif (
+            isinstance(event, events.ReplyFailed)
+            and (user := self._user)
+            and user.is_begun
+            and user.number == event.turn
+        ):
             self._dissolve(user)
 
-    def _on_interrupt(self, _: Interrupt) -> None:
+    def _on_interrupt(self, _: events.Interrupt) -> None:
         if self._reply is not None:
             self._stop(self._reply)
         elif self._user is not None:
             self._dissolve(self._user)
 
-    def _on_muted(self, event: Muted) -> None:
+    def _on_muted(self, event: events.Muted) -> None:
         if event.on and not self._is_muted and not (self._user is not None and self._user.by_key):
             self._hear_no_more(event)
         self._is_muted = event.on
         self._deaf_until_s = None
 
-    def _hear_no_more(self, event: InputEnded | Muted) -> None:
+    def _hear_no_more(self, event: events.InputEnded | events.Muted) -> None:
         user = self._user
         if user is None:
             return
@@ -373,7 +364,7 @@ class TurnMachine:
         else:
             self._finish(user, event.t_s)
 
-    def _on_talking(self, event: Talking) -> None:
+    def _on_talking(self, event: events.Talking) -> None:
         user = self._user
         if not event.on:
             if user is not None and user.by_key and user.decided_s is None:
@@ -396,7 +387,7 @@ class TurnMachine:
         self._deaf_until_s = None
         self._announce(self._user)
 
-    def _on_typed(self, event: Typed) -> None:
+    def _on_typed(self, event: events.Typed) -> None:
         if is_empty(event.text):
             return
         if self._reply is not None:
@@ -409,7 +400,7 @@ class TurnMachine:
         self._settle(user, event.t_s)
 
 
-def _answers(event: Transcribed | Complete, turn: Turn) -> bool:
+def _answers(event: events.Transcribed | events.Complete, turn: Turn) -> bool:
     return (event.turn, event.revision) == (turn.number, turn.revision)
 
 

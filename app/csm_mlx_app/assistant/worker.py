@@ -19,6 +19,7 @@ from csm_mlx_app.assistant.job import History, Job, SpokenClause
 from csm_mlx_app.assistant.output import Output
 from csm_mlx_app.assistant.records import Recording
 from csm_mlx_app.assistant.report import Report
+from csm_mlx_app.assistant.scribe import Desk, Heard
 from csm_mlx_app.sound.clock import Clock
 from csm_mlx_app.sound.device import RATE_HZ, Sound
 
@@ -38,6 +39,8 @@ class Encode:
     turn: int
     revision: int
     pcm: np.ndarray
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Worker:
         self._real_time_factor = 0.5
         """Of the last utterances: how much sound must wait before the first is let out."""
         self._tidy = True
+        self._desk: Desk | None = None
         self._ready = threading.Event()
         self.failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -135,6 +139,8 @@ class Worker:
     def _run(self) -> None:
         try:
             self._engine = self._load()
+            if (scribe := self._engine.scribe) is not None:
+                self._desk = Desk(scribe, self._post, self._clock, self._report, lambda: self.speaking_text)
             self._endings = Endings(self._engine, self._history, self._sound, self._report, self._recording)
         except BaseException as error:
             self.failure = error
@@ -189,10 +195,14 @@ class Worker:
     def _handle(self, message: object) -> None:
         job = self._job
         match message:
-            case Encode(turn, revision, pcm):
+            case Heard() | events.Transcribe():
+                assert self._desk is not None
+                self._desk.handle(message)
+            case Encode(turn, revision, pcm, start_s, end_s):
                 if len(pcm):
                     with self._span("encode", turn):
-                        self._encoded = (turn, revision, self._engine.csm.encode(pcm))
+                        known = None if self._desk is None else self._desk.scribe.codes(start_s, end_s)
+                        self._encoded = (turn, revision, self._engine.csm.encode(pcm) if known is None else known)
                     if self._recording is not None:
                         self._recording.keep(turn, "user", pcm)
             case Ready(begin, generation):

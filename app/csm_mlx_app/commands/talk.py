@@ -47,7 +47,8 @@ def talk(
         typer.Option(
             metavar="MODEL",
             rich_help_panel=REPLIES,
-            help="What hears you: a model of faster-whisper's, such as large-v3-turbo, or a folder; else tiny.en.",
+            help="What hears you: kyutai, or a checkpoint of its speech-to-text, which is taken where one is in "
+            "./weights; or a model of faster-whisper's, such as large-v3-turbo, or a folder; else tiny.en.",
         ),
     ] = None,
     llm: Annotated[
