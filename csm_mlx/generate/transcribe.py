@@ -1,182 +1,338 @@
-"""Speech to text as it is spoken: the words, their times and the pauses in what Kyutai's models write frame by frame.
+"""Speech to text as it is spoken, by Kyutai's models: sound in, words with times out, a frame at a time.
 
-The rules are those of Kyutai's server (moshi-core's `asr.rs`): pads and word marks end a word, the mark before a word
-is where it starts, and the mark after it where it stops; text follows the sound by the delay it was trained with.
+Text follows sound by a delay. At the end of a turn `SttSession.flush` pushes silence through the model, faster than it
+would come, until all that was said is told. That silence stays in the model's memory, as in Kyutai's own servers: were
+it taken back, the last words would be told again, and perhaps otherwise. It is no part of the sound: words are timed
+without it, and the codec, which others may listen to, never hears it.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from csm_mlx.config import MoshiConfig, SamplingConfig
-from csm_mlx.errors import ConfigError
+from csm_mlx.config import SamplingConfig
+from csm_mlx.errors import AudioError, ConfigError
+from csm_mlx.frames import check_pcm
 from csm_mlx.generate.duplex import TokenSession
+from csm_mlx.generate.reader import (
+    MAX_MORE_S,
+    SUFFIX_S,
+    Frame,
+    Queued,
+    Reader,
+    SttStats,
+    SttStep,
+    Stuck,
+    Transcript,
+    merged,
+    queue,
+)
+from csm_mlx.generate.tail import is_silent
+from csm_mlx.generate.transcribe_batch import transcripts
+from csm_mlx.generate.words import GUARD, GuardRule, PauseRule
+from csm_mlx.models.mimi import CHUNK_FRAMES, Mimi, State
 from csm_mlx.models.moshi import MoshiModel
-
-Decode = Callable[[Sequence[int]], str]
-"""Text of a word's ids."""
-
-GREEDY = SamplingConfig(temperature=0.0)
+from csm_mlx.stored import MoshiCheckpointConfig, SttConfig
+from csm_mlx.tokenizer import SpmTokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Word:
-    """What is known of a word: it is told again, with `final`, once it will not change."""
+@dataclass(frozen=True, eq=False)
+class Stt:
+    """A loaded checkpoint of a model that writes what it hears. One serves many sessions; it holds no state of theirs.
 
-    text: str
-    start_s: float
-    stop_s: float | None = None
-    """None until the mark after it."""
+    `ConfigError` for a model that speaks.
+    """
+
+    model: MoshiModel
+    codec: Mimi
+    tokenizer: SpmTokenizer
+    config: MoshiCheckpointConfig
+    path: Path
+
+    def __post_init__(self) -> None:
+        if self.config.stt is None:
+            raise ConfigError(
+                f"{self.path} says {self.model.config.n_generated} codebooks; transcribing needs a model that writes "
+                "text alone, such as kyutai/stt-1b-en_fr"
+            )
 
     @property
-    def final(self) -> bool:
-        return self.stop_s is not None
+    def sample_rate_hz(self) -> int:
+        return self.codec.config.sample_rate_hz
+
+    @property
+    def frame_size(self) -> int:
+        """Samples per frame."""
+        return self.codec.config.frame_size
+
+    @property
+    def _timing(self) -> SttConfig:
+        assert self.config.stt is not None
+        return self.config.stt
+
+    @property
+    def delay_frames(self) -> int:
+        """By which text follows the sound, as words are timed."""
+        return int(self._timing.delay_s * self.codec.config.frame_rate_hz)
+
+    @property
+    def flush_frames(self) -> int:
+        """Of silence that push out what the delay holds."""
+        return math.ceil(self._timing.delay_s * self.codec.config.frame_rate_hz) + 1
+
+    @property
+    def prefix_frames(self) -> int:
+        """Of silence that the model hears before any sound."""
+        return math.ceil(self._timing.prefix_s * self.codec.config.frame_rate_hz)
+
+    def reader(self, pause: PauseRule, guard: GuardRule | None) -> Reader:
+        """Of one stream."""
+        return Reader(
+            self.model.config,
+            self.tokenizer.decode,
+            pause,
+            guard,
+            delay_frames=self.delay_frames,
+            frame_rate_hz=self.codec.config.frame_rate_hz,
+        )
+
+    def session(
+        self,
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        pause: PauseRule | None = None,
+        guard: GuardRule | None = GUARD,
+    ) -> "SttSession":
+        """A stream of sound to listen to. sampling: of the text, by default the checkpoint's own, which is greedy as a
+        rule. guard: None lets the model be stuck. `ConfigError` for a seed that is none."""
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")
+        return SttSession(self, seed, sampling or self.config.text_sampling, pause or PauseRule(), guard)
+
+    def transcribe(
+        self,
+        pcm: np.ndarray,
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        guard: GuardRule | None = GUARD,
+    ) -> Transcript:
+        """The words of a whole sound, (n_samples,) float32 at `sample_rate_hz`. `AudioError` for anything else."""
+        session = self.session(seed=seed, sampling=sampling, guard=guard)
+        steps = list(session.follow(pcm))
+        return Transcript.of(steps, session.stats)
+
+    def transcribe_batch(
+        self,
+        pcms: Sequence[np.ndarray],
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        guard: GuardRule | None = GUARD,
+    ) -> list[Transcript]:
+        """The words of several whole sounds, heard in step, each as `transcribe` gives them; with a temperature above 0
+        the draws are others. Sounds of like length lose the least."""
+        sampling = self.session(seed=seed, sampling=sampling).sampling
+        batch = transcripts(self, pcms, seed=seed, sampling=sampling, guard=guard)
+        # A model that is stuck in one of them is freed where it is alone.
+        return [
+            one or self.transcribe(pcm, seed=seed, sampling=sampling, guard=guard)
+            for one, pcm in zip(batch, pcms, strict=True)
+        ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SttStep:
-    """What one frame brought."""
+class SttSession:
+    """One stream of sound becoming text. It has no end, and many may share a model.
 
-    words: tuple[Word, ...] = ()
-    pauses: tuple[float, ...] = ()
-    """Probability, by each pause head, that nobody speaks; () for a model without them."""
-    pause: bool = False
-    """Whether those say, for long enough and after some word, that the turn is over."""
-    token: int | None = None
-    """The text id itself; None where no frame was heard."""
+    Sound comes as PCM (`step`, `follow`) or as codes that `encode`, or another stream of the same codec, made of it
+    (`step_codes`). Use it from one thread, the one that owns MLX.
+    """
 
+    def __init__(self, stt: Stt, seed: int, sampling: SamplingConfig, pause: PauseRule, guard: GuardRule | None):
+        self._stt, self._seed, self.sampling, self._pause, self._guard = stt, seed, sampling, pause, guard
+        self.reset()
 
-@dataclass(frozen=True, kw_only=True)
-class PauseRule:
-    """When pauses count as the end of a turn: single frames spike on digits and breaths, and so do the first ones."""
-
-    head: int = 2
-    """Of four: 0.5, 1, 2 and 3 s ahead."""
-    threshold: float = 0.5
-    hold_frames: int = 3
-    warm_up_frames: int = 12
-
-
-class WordClock:
-    """Makes words with times out of text ids, one per frame; pure, and one per conversation."""
-
-    def __init__(self, config: MoshiConfig, decode: Decode, *, delay_frames: int, frame_rate_hz: float):
-        self._pad, self._mark, self._decode = config.text_pad_id, config.text_word_id, decode
-        self._delay_frames, self._frame_rate_hz = delay_frames, frame_rate_hz
-        self._n_steps = 1  # the one that a session begins with
-        self._ids: list[int] = []
-        self._open: Word | None = None
-        self._last_stop_s = 0.0
+    def reset(self) -> None:
+        """Begins again, as a new session would."""
+        self._reader = self._stt.reader(self._pause, self._guard)
+        self._codec_state: State | None = None
+        self._silent_prefix: list[Frame] = []
+        if n := self._stt.prefix_frames:
+            codes, self._codec_state = self._silence(n)
+            self._silent_prefix = [Frame(row, "silence") for row in codes]
+        self._kept: deque[Frame] = deque(maxlen=self._reader.max_again)
+        self._n_frames = self._n_more = self._n_restarts = self._n_unflushed = 0
+        self._work_s = 0.0
+        self._session, self._prefix = self._begun(), self._silent_prefix
 
     @property
     def now_s(self) -> float:
         """Where in the sound the text is."""
-        return max(0.0, (self._n_steps - self._delay_frames) / self._frame_rate_hz)
+        return self._reader.clock.now_s
 
-    def step(self, token: int) -> tuple[Word, ...]:
-        """The words that one more id changes: begun, grown, whole or ended."""
-        self._n_steps += 1
-        if self._n_steps < self._delay_frames:
-            return ()
-        if token not in (self._pad, self._mark):
-            closed = self._stop() if self._open else ()  # there was no mark between them
-            self._ids.append(token)
-            return (*closed, self._word())
-        whole = self._whole()
-        return self._stop() if token == self._mark else whole
+    @property
+    def stats(self) -> SttStats:
+        """Of the session so far."""
+        return SttStats(
+            n_frames=self._n_frames,
+            sound_s=self._n_frames / self._stt.codec.config.frame_rate_hz,
+            work_s=self._work_s,
+            n_more_frames=self._n_more,
+            n_restarts=self._n_restarts,
+        )
 
-    def end(self) -> tuple[Word, ...]:
-        """The last word, if it has no end yet: it ends here."""
-        self._whole()
-        return self._stop()
+    def encode(self, pcm: np.ndarray) -> mx.array:
+        """The codes (n_frames, n_heard) of the sound that follows what was encoded before, for `step_codes` and for
+        whoever else wants them; they may still be computing. `AudioError` unless it is whole frames."""
+        check_pcm(pcm)
+        if len(pcm) % self._stt.frame_size:
+            raise AudioError(
+                f"{len(pcm)} samples were heard, expected a multiple of {self._stt.frame_size}, "
+                "which is a frame; pad the end with audio.pad_to_frames"
+            )
+        codes, self._codec_state = self._encoded(mx.array(pcm.astype(np.float32)[None, :, None]), self._codec_state)
+        return codes
 
-    def _whole(self) -> tuple[Word, ...]:
-        """The word whose last id was the one before, if there is one."""
-        if not self._ids:
-            return ()
-        self._open, self._ids = self._word(), []
-        return (self._open,)
+    def step(self, pcm: np.ndarray) -> SttStep:
+        """Hear one frame (frame_size,) of sound; waits for its text. `AudioError` for another length."""
+        if len(pcm) != self._stt.frame_size:
+            raise AudioError(f"{len(pcm)} samples were heard, expected a frame of {self._stt.frame_size}")
+        started = time.perf_counter()
+        codes = self.encode(pcm)[0]
+        self._work_s += time.perf_counter() - started
+        return self.step_codes(codes, is_voice=not is_silent(pcm))
 
-    def _stop(self) -> tuple[Word, ...]:
-        """The whole word, if there is one, which stops here; and here the next one starts."""
-        self._last_stop_s = self.now_s
-        if self._open is None:
-            return ()
-        word, self._open = replace(self._open, stop_s=self.now_s), None
-        return (word,)
+    def step_codes(self, codes: np.ndarray | mx.array, *, is_voice: bool | None = None) -> SttStep:
+        """Hear one frame (n_heard,) of codes; waits for its text. `AudioError` for codes of another shape.
 
-    def _word(self) -> Word:
-        return Word(text=self._decode(self._ids).strip(), start_s=self._last_stop_s)
-
-
-@dataclass
-class PauseWatch:
-    """Applies a `PauseRule` to the pauses of each frame."""
-
-    rule: PauseRule = field(default_factory=PauseRule)
-    _n_frames: int = 0
-    _n_held: int = 0
-    _any_word: bool = False
-
-    def step(self, pauses: Sequence[float], *, word: bool) -> bool:
-        """Whether the turn is over; word: whether this frame brought one, which begins a turn and denies a pause."""
-        self._n_frames += 1
-        self._any_word |= word
-        is_pause = len(pauses) > self.rule.head and pauses[self.rule.head] > self.rule.threshold
-        self._n_held = self._n_held + 1 if is_pause and not word else 0
-        is_over = self._n_held >= self.rule.hold_frames and self._n_frames > self.rule.warm_up_frames
-        if is_over and self._any_word:
-            self._any_word = False
-            return True
-        return False
-
-
-class SttSession:
-    """One stream of sound becoming text. It has no end, and many may share a model."""
-
-    def __init__(
-        self,
-        model: MoshiModel,
-        decode: Decode,
-        *,
-        delay_s: float,
-        frame_rate_hz: float,
-        sampling: SamplingConfig = GREEDY,
-        pause: PauseRule | None = None,
-        seed: int = 0,
-    ):
-        """delay_s: by which text follows sound, `audio_delay_seconds` of the model's `stt_config`.
-
-        frame_rate_hz: the codec's. `ConfigError` for a model that speaks.
+        is_voice: whether somebody speaks in it, for the guard that notices a mute model; None where nobody knows.
         """
-        c = model.config
-        if c.n_generated:
-            raise ConfigError(f"this model says {c.n_generated} codebooks; transcribing needs one that says text alone")
-        self._model = model
-        self._session = TokenSession(model, seed=seed, text=sampling)
-        self._flush_frames = math.ceil(delay_s * frame_rate_hz) + 1
-        delay_frames = int(delay_s * frame_rate_hz)
-        self._clock = WordClock(c, decode, delay_frames=delay_frames, frame_rate_hz=frame_rate_hz)
-        self._watch = PauseWatch(pause or PauseRule())
+        return merged(self._timed(self._run([*self._take_prefix(), Frame(codes, "sound", is_voice)])))
 
-    def step(self, frame: np.ndarray | mx.array) -> SttStep:
-        """Hear one frame (n_heard,) of codes; waits for its text id. `AudioError` for codes of another shape."""
-        text = self._session.step(frame).text
-        pauses: tuple[float, ...] = ()
-        if self._model.config.n_extra_heads:
-            logits = self._model.extra_logits(self._session.state["hidden"])[0].astype(mx.float32)
-            pauses = tuple(np.array(mx.softmax(logits, axis=-1)[:, 0]).tolist())
-        token = int(np.array(text)[0])
-        words = self._clock.step(token)
-        return SttStep(words=words, pauses=pauses, pause=self._watch.step(pauses, word=bool(words)), token=token)
+    def follow(self, pcm: np.ndarray) -> Iterator[SttStep]:
+        """Hear a whole sound (n_samples,), as it comes out of a file, and flush; faster than `step` by step.
 
-    def flush(self, silence: np.ndarray | mx.array) -> list[SttStep]:
-        """Push out what the delay still holds, faster than it would come; the last word ends with it.
-
-        silence: one frame (n_heard,) of codes in which nobody speaks; `delay_s` of it is heard.
+        The text is the same. Ask nothing else of the session before the last step, unless it is `reset`.
         """
-        steps = [self.step(silence) for _ in range(self._flush_frames)]
-        return [*steps, SttStep(words=self._clock.end())]
+        check_pcm(pcm)
+        frame_size = self._stt.frame_size
+        padded = np.pad(pcm, (0, -len(pcm) % frame_size)).astype(np.float32)
+        return chain(self._timed(self._run(chain(self._take_prefix(), self._frames_of(padded)))), self._end())
+
+    def flush(self, extra_s: float = 0.0, silence: np.ndarray | mx.array | None = None) -> list[SttStep]:
+        """Push out what the delay still holds, at the end of a turn; the last word ends with it. Nothing happens where
+        nothing was heard since the last flush.
+
+        extra_s: of silence besides the delay. silence: one frame (n_heard,) of codes in which nobody speaks, by default
+        what the codec makes of silence after what it has encoded.
+        """
+        if not self._n_unflushed:
+            return []
+        least = self._stt.flush_frames + math.ceil(extra_s * self._stt.codec.config.frame_rate_hz)
+        frames = self._pushed(least, silence)
+        steps = list(self._timed(self._run(islice(frames, least))))
+        for frame in frames:
+            if not self._reader.clock.n_growing:
+                break
+            steps += self._timed(self._run([frame]))
+        self._n_unflushed = 0
+        return [*steps, SttStep(words=self._reader.clock.end())]
+
+    def _end(self) -> Iterator[SttStep]:
+        yield from self.flush(SUFFIX_S)
+
+    # What the model hears.
+
+    def _encoded(self, pcm: mx.array, state: State | None) -> tuple[mx.array, State]:
+        codes, state = self._stt.codec.encode(pcm, state, n_codebooks=self._stt.model.config.n_heard)
+        mx.async_eval(codes, state)
+        return codes[0], state
+
+    def _silence(self, n_frames: int, state: State | None = None) -> tuple[mx.array, State]:
+        """The codes of silence, and the codec's state after it."""
+        return self._encoded(mx.zeros((1, n_frames * self._stt.frame_size, 1)), state)
+
+    def _pushed(self, n_frames: int, silence: np.ndarray | mx.array | None) -> Iterator[Frame]:
+        """So many frames of silence in one go, then some more, one by one."""
+        state, n_more = self._codec_state, math.ceil(MAX_MORE_S * self._stt.codec.config.frame_rate_hz)
+        for n in (n_frames, *[1] * n_more):
+            if silence is not None:
+                codes = [silence] * n
+            else:
+                codes, state = self._silence(n, state)
+            yield from (Frame(row, "silence") for row in codes)
+
+    def _frames_of(self, pcm: np.ndarray) -> Iterator[Frame]:
+        """A sound in chunks, each encoded before the text of the one before it is waited for."""
+        frame_size, waiting = self._stt.frame_size, None
+        for start in range(0, len(pcm), CHUNK_FRAMES * frame_size):
+            chunk = pcm[start : start + CHUNK_FRAMES * frame_size]
+            voices = [not is_silent(frame) for frame in chunk.reshape(-1, frame_size)]
+            encoded = [Frame(c, "sound", v) for c, v in zip(self.encode(chunk), voices, strict=True)]
+            yield from waiting or ()
+            waiting = encoded
+        yield from waiting or ()
+
+    def _take_prefix(self) -> list[Frame]:
+        prefix, self._prefix = self._prefix, []
+        return prefix
+
+    def _begun(self) -> TokenSession:
+        """A model that has heard nothing."""
+        seed = (self._seed + self._n_restarts) % (1 << 64)
+        return TokenSession(self._stt.model, seed=seed, text=self.sampling)
+
+    # What it writes.
+
+    def _run(self, frames: Iterable[Frame]) -> Iterator[SttStep]:
+        """Steps, each read when the next one is queued."""
+        waiting: tuple[Frame, Queued] | None = None
+        for frame in frames:
+            queued = frame, queue(self._stt.model, self._session, frame.codes)
+            if waiting is not None:
+                step = self._read(*waiting)
+                if step.stuck:  # the model is another one now
+                    queued = frame, queue(self._stt.model, self._session, frame.codes)
+                yield step
+            waiting = queued
+        if waiting is not None:
+            yield self._read(*waiting)
+
+    def _read(self, frame: Frame, queued: Queued) -> SttStep:
+        tokens, pauses = queued.read()
+        step = self._reader.step(frame, tokens[0], pauses[0])
+        if frame.kind == "sound":
+            self._kept.append(frame)
+            self._n_frames += 1
+            self._n_unflushed += 1
+        else:
+            self._n_more += 1
+        return step if step.stuck is None else self._restarted(step, step.stuck)
+
+    def _restarted(self, step: SttStep, stuck: Stuck) -> SttStep:
+        n_again, words = self._reader.restart(stuck, len(self._kept))
+        self._n_restarts += 1
+        self._session = self._begun()
+        again = [frame._replace(kind="again") for frame in list(self._kept)[len(self._kept) - n_again :]]
+        heard = [*self._silent_prefix, *again]
+        heard = merged(self._run(heard)) if heard else SttStep()
+        return replace(step, words=(*step.words, *words, *heard.words), tokens=(*step.tokens, *heard.tokens))
+
+    def _timed(self, steps: Iterator[SttStep]) -> Iterator[SttStep]:
+        while True:
+            started = time.perf_counter()
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+            finally:
+                self._work_s += time.perf_counter() - started
+            yield step

@@ -1,0 +1,117 @@
+"""Small speech-to-text checkpoints that never were on disk: random ones, and ones whose words are known."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from support.models import mimi_config, random_mimi
+from support.moshi import GREEDY, random_moshi, stt_config, write_spm
+
+from csm_mlx.config import MoshiConfig
+from csm_mlx.generate.transcribe import Stt
+from csm_mlx.models.mimi import Mimi
+from csm_mlx.models.moshi import MoshiModel
+from csm_mlx.stored import MoshiCheckpointConfig, SttConfig
+from csm_mlx.tokenizer import SpmTokenizer
+
+DELAY_FRAMES = 6
+RATE_HZ = 12.5
+FRAME_SIZE = 1920
+MARK, PAD = 0, 3
+
+
+@cache
+def tokenizer() -> SpmTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return SpmTokenizer.from_file(write_spm(Path(folder) / "spm.model"))
+
+
+@cache
+def codec() -> Mimi:
+    return random_mimi(mimi_config(n_codebooks=8))
+
+
+@cache
+def silent_codes() -> frozenset[int]:
+    """What the codec's first codebook makes of silence, be it the first or the last."""
+    codes, _ = codec().encode(mx.zeros((1, 60 * FRAME_SIZE, 1)), n_codebooks=1)
+    return frozenset(np.array(codes).ravel().tolist())
+
+
+def config(**changes: Any) -> MoshiConfig:
+    """Of codes and text that the codec and the tokenizer of the others here have."""
+    n_ids = tokenizer().vocab_size
+    values: dict[str, Any] = {"codebook_size": 61, "text_vocab_size": n_ids, "text_head_size": n_ids}
+    return stt_config(**(values | changes))
+
+
+def stt_of(model: MoshiModel, stt: SttConfig | None = None) -> Stt:
+    """With a small random codec."""
+    config = MoshiCheckpointConfig(
+        moshi=model.config,
+        codec=codec().config,
+        text_sampling=GREEDY,
+        audio_sampling=GREEDY,
+        stt=stt or SttConfig(delay_s=DELAY_FRAMES / RATE_HZ),
+    )
+    return Stt(model, codec(), tokenizer(), config, Path("random"))
+
+
+def random_stt(stt: SttConfig | None = None, **changes: Any) -> Stt:
+    """Writes nonsense: some words of several pieces, with marks and pads between them."""
+    model = random_moshi(config(**changes))
+    # Pads and marks are a third of the ids, as they are more in real ones; the text then depends on the sound.
+    boost = mx.zeros((model.config.text_head_size, 1))
+    boost[mx.array([MARK, PAD])] = 1.2
+    model.text_head.weight = model.text_head.weight * (1 + boost)
+    return stt_of(model, stt)
+
+
+def scripted_stt(script: Mapping[int, int], stt: SttConfig | None = None) -> Stt:
+    """Writes `script[code]`, an id, `DELAY_FRAMES` after it has heard the code in its first codebook; pads otherwise.
+
+    Its blocks add nothing, and its embeddings and its head are tables.
+    """
+    c = config(delays=(0, *[DELAY_FRAMES] * 4))
+    model, dim = random_moshi(c), c.temporal.dim
+    for layer in model.temporal.layers:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight = mx.zeros_like(linear.weight)
+    model.temporal.norm.weight = mx.ones_like(model.temporal.norm["weight"])
+    model.text_embeddings.weight = mx.zeros_like(model.text_embeddings.weight)
+    table = np.zeros(model.audio_embeddings.weight.shape, np.float32)
+    table[: c.codebook_size + 1, : c.codebook_size + 1] = np.eye(c.codebook_size + 1)
+    head = np.zeros((c.text_head_size, dim), np.float32)
+    for code in range(c.codebook_size + 1):
+        head[script.get(code, PAD), code] = 1.0
+    model.audio_embeddings.weight, model.text_head.weight = mx.array(table), mx.array(head)
+    return stt_of(model, stt)
+
+
+def spoken(*words: str) -> tuple[dict[int, int], np.ndarray]:
+    """A script, and codes (n_frames, 4) that it makes these words of: two pads, a mark and the word's ids, each."""
+    ids = [token for word in words for token in (PAD, PAD, MARK, *tokenizer().encode(" " + word.strip()))]
+    free = (code for code in range(1, codec().config.codebook_size) if code not in silent_codes())
+    codes = {token: next(free) for token in dict.fromkeys(ids)}
+    frames = np.zeros((len(ids), 4), np.int32)
+    frames[:, 0] = [codes[token] for token in ids]
+    return {code: token for token, code in codes.items()}, frames
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """Sound whose codes change from frame to frame: (n_samples,) float32 at 24 kHz."""
+    rng = np.random.default_rng(seed)
+    n = round(seconds * 24_000)
+    loudness = np.repeat(rng.uniform(0, 0.5, -(-n // 2400)), 2400)[:n]
+    return (rng.normal(size=n) * loudness).clip(-1, 1).astype(np.float32)
+
+
+def with_timing(stt: Stt, **changes: float) -> Stt:
+    """The same with another delay or prefix."""
+    assert stt.config.stt is not None
+    return replace(stt, config=replace(stt.config, stt=replace(stt.config.stt, **changes)))
