@@ -5,9 +5,17 @@ import math
 import mlx.core as mx
 
 from csm_mlx.config import SamplingConfig
+from csm_mlx.errors import ConfigError
 
 MIN_TEMPERATURE = 1e-6
 """Colder ones draw as this one does: dividing by less would overflow."""
+
+
+def first_key(seed: int) -> mx.array:
+    """All randomness of a session; ConfigError for a seed that is none."""
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")
+    return mx.random.key(seed)
 
 
 class Sampler:

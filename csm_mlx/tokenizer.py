@@ -102,6 +102,11 @@ class SpmTokenizer:
         """Ids are below this."""
         return self._processor.GetPieceSize()
 
+    @property
+    def eos_id(self) -> int:
+        """What ends a text; -1 if the file knows none."""
+        return self._processor.eos_id()
+
     def encode(self, text: str) -> list[int]:
         """Ids, with no begin or end token."""
         return self._processor.EncodeAsIds(text)
@@ -129,6 +134,15 @@ class PieceStream:
     def __init__(self, tokenizer: SpmTokenizer):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def pending(self) -> bytes:
+        """Of a character whose last byte is not there yet; to be set by who goes back to an earlier moment."""
+        return self._decoder.getstate()[0]
+
+    @pending.setter
+    def pending(self, pending: bytes) -> None:
+        self._decoder.setstate((pending, 0))
 
     def put(self, token: int) -> str:
         """What one more id adds."""

@@ -7,6 +7,7 @@ tokens, and loses none).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TypedDict
 
@@ -16,9 +17,10 @@ import numpy as np
 from csm_mlx.config import MoshiConfig, SamplingConfig
 from csm_mlx.errors import AudioError
 from csm_mlx.generate.frame import frame_noise, sample_codes
+from csm_mlx.generate.monologue import TextRules, TextSampler
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.nn.cache import CacheState
-from csm_mlx.sampling import Sampler
+from csm_mlx.sampling import Sampler, first_key
 
 TEXT_SAMPLING = SamplingConfig(temperature=0.7, top_k=25)
 AUDIO_SAMPLING = SamplingConfig(temperature=0.8, top_k=250)
@@ -41,6 +43,8 @@ class DuplexState(TypedDict):
     """The temporal transformer's last state (B, dim)."""
     condition: mx.array | None
     """What the conversation was asked to be like, (dim,)."""
+    recent: mx.array | None
+    """The memory of `TextSampler`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,25 +70,27 @@ class TokenSession:
         text: SamplingConfig = TEXT_SAMPLING,
         audio: SamplingConfig = AUDIO_SAMPLING,
         conditions: Mapping[str, str] | None = None,
+        rules: TextRules | None = None,
     ):
         """batch: conversations held at once, with as many rows in every frame.
 
         conditions: a value for each of the model's, by name. `ConfigError` for others or fewer.
         """
         self._model, self._batch = model, batch
-        self._text, self._audio = Sampler(text), Sampler(audio)
+        self._text, self._audio = TextSampler(model.config, text, rules or TextRules()), Sampler(audio)
         model.prepare()
         wanted = conditions or {}
         condition = model.condition(wanted) if wanted or model.config.conditions else None
-        self.state = first_state(model, batch, mx.random.key(seed), self._text, self._audio, condition)
+        self.state = first_state(model, batch, first_key(seed), self._text, self._audio, condition)
 
     def step(self, frame: np.ndarray | mx.array) -> DuplexStep:
         """Hear one frame (B, n_heard) of codes, or (n_heard,) in a batch of one, and say one. `AudioError` for another
         shape or for codes that the codec does not know."""
         codes = self._checked(frame)
         step, self.state = duplex_step(self._model, codes, self.state, self._text, self._audio)
-        # The key too: what is never asked for would grow by a step with every frame.
-        mx.async_eval(self.state["cache"], self.state["said"], self.state["key"], self.state["hidden"])
+        # All of it: what is never asked for, such as the key, would grow by a step with every frame.
+        s = self.state
+        mx.async_eval(s["cache"], s["said"], s["key"], s["hidden"], *([] if s["recent"] is None else [s["recent"]]))
         return step
 
     def _checked(self, frame: np.ndarray | mx.array) -> mx.array:
@@ -109,7 +115,7 @@ class TokenSession:
 
 
 def first_state(
-    model: MoshiModel, batch: int, key: mx.array, text: Sampler, audio: Sampler, condition: mx.array | None = None
+    model: MoshiModel, batch: int, key: mx.array, text: TextSampler, audio: Sampler, condition: mx.array | None = None
 ) -> DuplexState:
     """A conversation that has begun: one step on the initial tokens alone."""
     c = model.config
@@ -123,12 +129,13 @@ def first_state(
         "key": key,
         "hidden": mx.zeros((batch, c.temporal.dim), model.dtype),
         "condition": condition,
+        "recent": text.make_state(batch),
     }
     return _advanced(model, initial, state, text, audio)
 
 
 def duplex_step(
-    model: MoshiModel, frame: mx.array, state: DuplexState, text: Sampler, audio: Sampler
+    model: MoshiModel, frame: mx.array, state: DuplexState, text: TextSampler, audio: Sampler
 ) -> tuple[DuplexStep, DuplexState]:
     """Hears frame (B, n_heard) int32; what is said and the state after it. Builds the graph and waits for nothing."""
     heard = [*state["heard"][1:], frame]
@@ -160,6 +167,7 @@ def _together(config: MoshiConfig, state: DuplexState) -> mx.array | None:
     return mx.concatenate(parts, axis=1)
 
 
+@lru_cache(maxsize=16)
 def _runs(delays: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """(delay, start, stop) of neighbouring streams with the same delay."""
     runs, start = [], 0
@@ -170,12 +178,15 @@ def _runs(delays: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def _advanced(model: MoshiModel, tokens: mx.array, state: DuplexState, text: Sampler, audio: Sampler) -> DuplexState:
-    """The state after one step on tokens (B, 1 + n_codebooks)."""
+def _advanced(
+    model: MoshiModel, tokens: mx.array, state: DuplexState, text: TextSampler, audio: Sampler
+) -> DuplexState:
+    """The state after one step on tokens (B, 1 + n_codebooks): with the text and the codes that it says."""
     hidden, cache = model(tokens[:, None], state["cache"], state["condition"])
     hidden = hidden[:, 0]
-    key, noise = mx.random.split(state["key"])
-    said = sample_tokens(model, hidden, text, audio, noise)
+    key, text_key, audio_key = mx.random.split(state["key"], 3)
+    word, recent = text(model.text_logits(hidden), text_key, state["recent"])
+    said = mx.concatenate([word, *_codes(model, hidden, word, audio, audio_key)], axis=1).astype(mx.int32)
     return {
         **state,
         "cache": cache,
@@ -183,21 +194,19 @@ def _advanced(model: MoshiModel, tokens: mx.array, state: DuplexState, text: Sam
         "said": [*state["said"][1:], said],
         "key": key,
         "hidden": hidden,
+        "recent": recent,
     }
 
 
-def sample_tokens(model: MoshiModel, hidden: mx.array, text: Sampler, audio: Sampler, key: mx.array) -> mx.array:
-    """Draws the text and the codes that a temporal state (B, dim) predicts: (B, 1 + n_generated) int32."""
+def _codes(model: MoshiModel, hidden: mx.array, word: mx.array, audio: Sampler, key: mx.array) -> list[mx.array]:
+    """Draws the codes (B, 1) that a temporal state (B, dim) and its text (B, 1) predict."""
     c, batch = model.config, hidden.shape[0]
-    text_key, audio_key = mx.random.split(key)
-    word = text(model.text_logits(hidden), text.noise(text_key, (batch, c.text_head_size)))
-    tokens = [word]
-    if c.n_generated:
-        rows = model.depth_inputs(hidden)
+    if not c.n_generated:
+        return []
+    rows = model.depth_inputs(hidden)
 
-        def step(k: int, token: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
-            return model.depth_step(k, rows[k], token.reshape(-1), state)
+    def step(k: int, token: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
+        return model.depth_step(k, rows[k], token.reshape(-1), state)
 
-        noise = frame_noise(audio, audio_key, (c.n_generated, batch, c.codebook_size))
-        tokens += sample_codes(step, word, model.make_depth_state(batch), audio, noise)
-    return mx.concatenate(tokens, axis=1).astype(mx.int32)
+    noise = frame_noise(audio, key, (c.n_generated, batch, c.codebook_size))
+    return sample_codes(step, word, model.make_depth_state(batch), audio, noise)

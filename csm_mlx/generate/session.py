@@ -16,7 +16,7 @@ from csm_mlx.generate.context import Context, ContextSnapshot
 from csm_mlx.generate.speech import Speech
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
-from csm_mlx.sampling import Sampler
+from csm_mlx.sampling import Sampler, first_key
 from csm_mlx.stored import CheckpointConfig
 from csm_mlx.tokenizer import Tokenizer
 
@@ -43,8 +43,6 @@ class Csm:
     def session(self, *, seed: int = 0, sampling: SamplingConfig | None = None) -> "CsmSession":
         """A new conversation. The same seed and the same calls give the same sound; `sampling` defaults to the
         checkpoint's own. ConfigError for a seed that is none."""
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise ConfigError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")
         return CsmSession(self, seed, sampling or self.config.sampling)
 
     def generate_batch(
@@ -118,7 +116,7 @@ class CsmSession:
     def __init__(self, csm: Csm, seed: int, sampling: SamplingConfig):
         self._csm = csm
         self._sampler = Sampler(sampling)
-        self._key = mx.random.key(seed)
+        self._key = first_key(seed)
         self._context = Context(csm.model)
         self._speech: Speech | None = None
         self._n_spoken: int | None = None
