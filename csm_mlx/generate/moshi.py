@@ -131,18 +131,21 @@ class MoshiSession:
         it adds to the text: a word or a piece of one with the space before it, None where there is none. AudioError for
         sound of another shape. Waits for the device once.
         """
-        return self._one(*self.step_rows(np.asarray(frame)[None]))
+        self._require_one()
+        pcm, pieces = self.step_rows(np.asarray(frame)[None])
+        return pcm[0], pieces[0]
 
     def step_codes(self, codes: np.ndarray | mx.array) -> tuple[np.ndarray, str | None]:
         """As `step`, for who has Mimi's codes of the frame already: (n_heard,) of its first codebooks."""
-        began_s = time.perf_counter()
-        return self._one(*self._said(codes, began_s))
+        self._require_one()
+        pcm, pieces = self._said(codes, time.perf_counter())
+        return pcm[0], pieces[0]
 
     def end(self) -> tuple[np.ndarray, str | None]:
         """As `step`, with a frame that says that the other side's sound is over: Hibiki then translates what it still
         has to, while it hears silence, and ends its text with the tokenizer's `eos_id`. Moshi does not know it."""
         c = self._moshi.config.moshi
-        return self._one(*self._said(np.full((self._batch, c.n_heard), c.codebook_size), time.perf_counter()))
+        return self.step_codes(np.full(c.n_heard, c.codebook_size))
 
     def step_rows(self, frames: np.ndarray) -> tuple[np.ndarray, tuple[str | None, ...]]:
         """`step` for all conversations of a batch: frames (B, frame_size); as many, and a text of each."""
@@ -183,10 +186,9 @@ class MoshiSession:
     def _piece(self, stream: PieceStream, token: int) -> str | None:
         return None if token in self._silent_ids else stream.put(token) or None
 
-    def _one(self, pcm: np.ndarray, pieces: tuple[str | None, ...]) -> tuple[np.ndarray, str | None]:
+    def _require_one(self) -> None:
         if self._batch > 1:
             raise ConfigError(f"this session holds {self._batch} conversations; step_rows is for all of them")
-        return pcm[0], pieces[0]
 
     @property
     def text_ids(self) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Small random language models of Kyutai's kind, and their files as Kyutai writes them."""
 
 import json
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
-from support.models import llama
+from support.models import llama, mimi_config, random_mimi
 
 from csm_mlx.config import MoshiConfig, SamplingConfig
-from csm_mlx.generate.duplex import TokenSession
+from csm_mlx.generate.duplex import AUDIO_SAMPLING, TEXT_SAMPLING, TokenSession
+from csm_mlx.generate.moshi import Moshi
 from csm_mlx.models.moshi import MoshiModel
+from csm_mlx.stored import MoshiCheckpointConfig
+from csm_mlx.tokenizer import SpmTokenizer
 
 GREEDY = SamplingConfig(temperature=0.0)
 
@@ -50,6 +55,43 @@ def random_moshi(config: MoshiConfig | None = None, seed: int = 0) -> MoshiModel
     model.update(tree_map(lambda w: mx.random.normal(w.shape) * (2 / w.shape[-1] ** 0.5), model.parameters()))
     mx.eval(model.parameters())
     return model
+
+
+@lru_cache(maxsize=1)
+def spm_tokenizer() -> SpmTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return SpmTokenizer.from_file(write_spm(Path(folder) / "tokenizer.model"))
+
+
+def spoken_moshi(**changes: Any) -> MoshiConfig:
+    """`moshi_config` with the texts of `write_spm`; delays as Moshi's."""
+    size = spm_tokenizer().vocab_size
+    values: dict[str, Any] = {"text_vocab_size": size, "text_head_size": size, "delays": (0, *(0, 1, 1, 1) * 2)}
+    return moshi_config(**(values | changes))
+
+
+def hibiki_config() -> MoshiConfig:
+    """As Hibiki 2B: 16 codebooks each, the later ones two frames late and with one set of depth weights, conditions."""
+    return spoken_moshi(
+        text_vocab_size=48000, text_head_size=48000, n_codebooks=32, n_generated=16, delays=(0, *(0, *(2,) * 15) * 2),
+        depth_schedule=(*range(8), *(8,) * 8), conditions={"description": ["very_bad", "very_good"]},
+    )  # fmt: skip
+
+
+def random_conversation(config: MoshiConfig | None = None, seed: int = 0) -> Moshi:
+    """A model, a codec and a tokenizer that never were on disk; its Mimi has the model's codes."""
+    model = random_moshi(config or spoken_moshi(), seed)
+    c = model.config
+    n_codebooks = max(c.n_generated, c.n_heard)
+    codec = random_mimi(mimi_config(codebook_size=c.codebook_size, n_codebooks=n_codebooks), seed + 1)
+    for half in (codec.quantizer.semantic, codec.quantizer.acoustic):
+        # As small as what random encoders make, and as loud as before: else the codes hardly change.
+        half.codebooks = half.codebooks * 0.03
+        half.output_proj.weight = half.output_proj.weight / 0.03
+    stored = MoshiCheckpointConfig(
+        moshi=c, codec=codec.config, text_sampling=TEXT_SAMPLING, audio_sampling=AUDIO_SAMPLING
+    )
+    return Moshi(model, codec, spm_tokenizer(), stored, Path("random"))
 
 
 def random_frames(config: MoshiConfig, n_frames: int, batch: int = 1, seed: int = 0) -> np.ndarray:
