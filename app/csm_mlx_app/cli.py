@@ -16,6 +16,7 @@ from csm_mlx_app.commands import (
     convert,
     devices,
     doctor,
+    duplex,
     evaluate,
     fuse,
     models,
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command(rich_help_panel="Speak")(say.say)
 app.command(rich_help_panel="Speak")(talk.talk)
+app.command(rich_help_panel="Speak")(duplex.duplex)
 app.add_typer(voices.app, name="voices", rich_help_panel="Speak")
 app.command(rich_help_panel="Checkpoints")(convert.convert)
 app.command(rich_help_panel="Checkpoints")(quantize.quantize)
@@ -110,7 +112,7 @@ def _leave(code: int) -> NoReturn:
     Such threads abort the process when they ask for Python's lock after its end: whisper's when it is interrupted, and
     MLX's when its caches are freed, which happens after `Thread.join` has returned.
     """
-    if "csm_mlx_app.talking" not in sys.modules:
+    if not sys.modules.keys() & {"csm_mlx_app.talking", "csm_mlx_app.duplexing"}:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader is gone, or it never was there

@@ -1,7 +1,9 @@
-"""Files of codes: safetensors with one tensor `codes`, int32 (n_frames, n_codebooks)."""
+"""Files of codes: safetensors with one tensor `codes`, int32 (n_frames, n_codebooks). And how results are written."""
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,13 +18,32 @@ _N_SHOWN = 4
 
 def write_codes(path: Path, codes: np.ndarray) -> None:
     """Write the file whole or not at all; an older one is replaced."""
+    write_tensors(path, {"codes": codes})
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write whole numbers as int32, the file whole or not at all; an older one is replaced."""
+    with replacing(path, ".safetensors") as part:  # MLX appends it to any other ending
+        mx.save_safetensors(str(part), {name: mx.array(array.astype(np.int32)) for name, array in tensors.items()})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the file whole or not at all; an older one is replaced."""
+    with replacing(path, ".part") as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path, suffix: str) -> Iterator[Path]:
+    """A name to write to, beside `path`, which it replaces when the block is left; `AudioError` where that fails."""
     target = path.resolve()
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.safetensors")  # MLX appends any other ending
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
     try:
-        mx.save_safetensors(str(part), {"codes": mx.array(codes.astype(np.int32))})
+        yield part
         os.replace(part, target)
     except (OSError, RuntimeError) as error:
-        raise AudioError(f"cannot write {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise AudioError(f"cannot write {path}: {reason}") from None
     finally:
         part.unlink(missing_ok=True)
 

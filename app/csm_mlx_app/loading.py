@@ -1,5 +1,7 @@
 """Loads the checkpoint of `--model`, watched while it is fetched, with the adapter of `--adapter`."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,16 +10,20 @@ from csm_mlx_app import console, options
 
 if TYPE_CHECKING:
     from csm_mlx import Csm
+    from csm_mlx.generate.moshi import Moshi
+
+
+@contextmanager
+def _watched() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for what is fetched."""
+    with console.progress("{task.completed:.0f}/{task.total:.0f} MB  {task.fields[name]}") as show:
+        yield lambda name, done, total: show(name=name, completed=done / 1e6, total=total / 1e6)
 
 
 def load(model: str | None, *, adapter: Path | None = None, speaks: bool = False) -> "Csm":
     """speaks: get ready to speak, and say the checkpoint's notice, which is about its voice."""
     source = options.resolve_model(model) if adapter is None else base_of(adapter, model)
-    with console.progress("{task.completed:.0f}/{task.total:.0f} MB  {task.fields[name]}") as show:
-
-        def on_progress(name: str, done: int, total: int) -> None:
-            show(name=name, completed=done / 1e6, total=total / 1e6)
-
+    with _watched() as on_progress:
         csm = csm_mlx.load(source, adapter=adapter, on_progress=on_progress, on_note=console.note)
     if speaks:
         from csm_mlx.checkpoint.load import give_back_memory
@@ -44,3 +50,10 @@ def base_of(adapter: Path, model: str | None) -> str:
             f"{adapter} was trained on {name}, which is neither here nor in ./weights; name its folder with --model"
         )
     return source
+
+
+def load_duplex(model: str) -> "Moshi":
+    """What `--model` of csm duplex means."""
+    source = options.resolve_model(model)
+    with _watched() as on_progress:
+        return csm_mlx.load_moshi(source, on_progress=on_progress, on_note=console.note)

@@ -82,7 +82,7 @@ def test_a_frame_changes_the_step_that_hears_it(moshi: Moshi) -> None:
 
     def semantic(frames: np.ndarray) -> int:
         codes, _ = moshi.codec.encode(mx.array(frames[: k + 1].reshape(1, -1, 1)), n_codebooks=1)
-        return codes[0, k, 0].item()
+        return int(np.array(codes)[0, k, 0])
 
     for other in 30 * sound(moshi, 20, seed=1):
         changed = frames.copy()

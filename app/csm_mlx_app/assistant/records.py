@@ -19,7 +19,8 @@ MAX_TRACED = 200_000
 
 
 class Log:
-    """A line per turn, appended and flushed to the disk before the next turn, readable by its owner only.
+    """A line per turn, or per sentence of full duplex, appended and flushed to the disk before the next, readable by
+    its owner only.
 
     A full disk is told once; the conversation goes on and what was logged stays whole.
     """
@@ -40,11 +41,14 @@ class Log:
             os.write(self._file, b"\n")
 
     def event(self, event: dict[str, Any]) -> None:
-        if event["event"] != "turn":
+        line: dict[str, Any] = {"time": datetime.now().astimezone().isoformat(timespec="seconds")}
+        if event["event"] == "turn":
+            line |= {"turn": event["turn"], "user": event["transcript"], "assistant": event["heard"]}
+            line |= {"reply": event["reply"], "latency_ms": event["latency_ms"]}
+        elif event["event"] == "said":
+            line |= {"start_s": event["start_s"], "stop_s": event["t_s"], "assistant": event["text"]}
+        else:
             return
-        line = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "turn": event["turn"]}
-        line |= {"user": event["transcript"], "assistant": event["heard"], "reply": event["reply"]}
-        line |= {"latency_ms": event["latency_ms"]}
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
@@ -56,7 +60,7 @@ class Log:
                 os.ftruncate(self._file, end)  # no half line
             if not self._is_full:
                 self._is_full = True
-                self._note(f"cannot log to {self._path} ({error.strerror}): turns are not logged until there is room")
+                self._note(f"cannot log to {self._path} ({error.strerror}): nothing is logged until there is room")
         else:
             self._is_full = False
 

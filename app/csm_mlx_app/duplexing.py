@@ -1,0 +1,334 @@
+"""What `csm duplex` does between its flags and its conversation."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csm_mlx.audio import AudioWriter, pad_to_frames, read_audio
+from csm_mlx.errors import DeviceError
+from csm_mlx.generate.moshi import Moshi, MoshiSession
+from csm_mlx_app import console, loading
+from csm_mlx_app.assistant.duplex import Duplex, Prepared, make_canceller
+from csm_mlx_app.assistant.lines import JsonLines
+from csm_mlx_app.assistant.records import Log
+from csm_mlx_app.assistant.report import Report
+from csm_mlx_app.codes import write_tensors
+from csm_mlx_app.sound.clock import RealClock
+from csm_mlx_app.sound.device import RATE_HZ
+from csm_mlx_app.sound.devices import find_device
+from csm_mlx_app.sound.live import LiveSound
+
+POLL_S = 0.05
+WARM_STEPS, TIMED_STEPS = 3, 12
+FAST_ENOUGH = 0.9
+"""The largest real-time factor at which a conversation has room for steps that take a little longer."""
+PAUSE_S = 1.0
+"""Without a word for so long, a sentence is over."""
+TAIL_S = 10.0
+"""For so long at most a model that translates goes on after the end of a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What the user asked for, one field a flag."""
+
+    model: str
+    input: Path | None
+    output: Path | None
+    tokens: Path | None
+    input_device: str | None
+    output_device: str | None
+    echo: str
+    seconds: float | None
+    tail: float | None
+    as_json: bool
+    log: Path | None
+    seed: int
+    text_sampling: dict[str, Any]
+    audio_sampling: dict[str, Any]
+    conditions: dict[str, str]
+    rules: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a step on this machine, without anything to wait for."""
+
+    step_ms: float
+    budget_ms: float
+    advice: str
+
+    @property
+    def real_time_factor(self) -> float:
+        return self.step_ms / self.budget_ms
+
+    @property
+    def message(self) -> str:
+        factor = f"a step takes {self.step_ms:.0f} of its {self.budget_ms:.0f} ms, real-time factor "
+        factor += f"{self.real_time_factor:.2f}"
+        if self.real_time_factor <= FAST_ENOUGH:
+            return f"{factor}: fast enough"
+        return f"{factor}: too slow for a conversation, which will have gaps; {self.advice}"
+
+
+def duplex(flags: Flags) -> int:
+    """Until the user leaves, the time is up or the file ends; the exit code."""
+    return _file(flags, flags.input) if flags.input is not None else _live(flags)
+
+
+# On a file.
+
+
+def _file(flags: Flags, source: Path) -> int:
+    """As fast as it can, in this thread; Ctrl-C keeps what was said until then."""
+    moshi = loading.load_duplex(flags.model)
+    pcm = read_audio(source, moshi.sample_rate_hz)
+    session = _session(flags, moshi)
+    heard_s = 0.0
+    report = _report(flags, lambda: heard_s)
+    notes = Notes(report)
+    frame_s = moshi.frame_size / moshi.sample_rate_hz
+    with ExitStack() as stack:
+        stack.callback(report.close)
+        writer = None
+        if flags.output is not None:
+            writer = stack.enter_context(AudioWriter(flags.output, moshi.sample_rate_hz))
+        code = 0
+        report.emit("ready", model=str(moshi.path), input=str(source), output=flags.output and str(flags.output))
+        try:
+            for said, piece in _steps(flags, moshi, session, pcm):
+                heard_s += frame_s
+                notes.put(session, piece)
+                if writer is not None:
+                    writer.write(said)
+                if flags.seconds is not None and heard_s + 1e-6 >= flags.seconds:
+                    break
+        except KeyboardInterrupt:
+            code = 130
+        notes.end()
+        notes.keep(flags.tokens)
+        stats = session.stats
+        report.emit("summary", seconds=round(stats.sound_s, 3), real_time_factor=_rounded(stats.real_time_factor))
+    return code
+
+
+def _steps(
+    flags: Flags, moshi: Moshi, session: MoshiSession, pcm: np.ndarray
+) -> Iterator[tuple[np.ndarray, str | None]]:
+    """Each frame of the file, and what follows it: for a model that translates, the end and silence until it ends."""
+    size, frame_s = moshi.frame_size, moshi.frame_size / moshi.sample_rate_hz
+    for frame in pad_to_frames(pcm, size).reshape(-1, size):
+        yield session.step(frame)
+    translates = bool(moshi.config.moshi.conditions)
+    n_more = round((flags.tail if flags.tail is not None else TAIL_S * translates) / frame_s)
+    for n in range(n_more):
+        yield session.end() if translates and n == 0 else session.step(np.zeros(size, np.float32))
+        if translates and session.text_ids[0] == moshi.tokenizer.eos_id:
+            return
+
+
+# On devices.
+
+
+def _live(flags: Flags) -> int:
+    try:  # before anything is loaded
+        find_device("input", flags.input_device)
+        find_device("output", flags.output_device)
+    except DeviceError as error:
+        raise DeviceError(f"{error}; or run on a file with --input FILE --output FILE.wav") from None
+    sound = LiveSound(flags.input_device, flags.output_device, RealClock())
+    report = _report(flags, sound.clock.now_s)
+    notes = Notes(report)
+    made: list[MoshiSession] = []
+
+    def prepare() -> Prepared:
+        if not flags.as_json:
+            console.talk("loading the model")
+        moshi = loading.load_duplex(flags.model)
+        if moshi.sample_rate_hz != RATE_HZ:
+            raise DeviceError(f"{moshi.path} speaks at {moshi.sample_rate_hz} Hz, the devices' sound is at {RATE_HZ}")
+        speed = measured(flags, moshi)
+        report.emit(
+            "speed",
+            step_ms=round(speed.step_ms, 1),
+            budget_ms=round(speed.budget_ms, 1),
+            real_time_factor=round(speed.real_time_factor, 3),
+            fast_enough=speed.real_time_factor <= FAST_ENOUGH,
+            message=speed.message,
+        )
+        session = _session(flags, moshi)
+        made.append(session)
+        return Prepared(moshi.frame_size, lambda frame: _heard(flags, session, notes, frame))
+
+    conversation = Duplex(sound, report, prepare, canceller=make_canceller(flags.echo, report.note))
+    code = 0
+    try:
+        try:
+            conversation.start()
+            report.emit("ready", model=flags.model, input=sound.input_name, output=sound.output_name)
+            while not conversation.is_over:
+                conversation.check_devices()
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            code = 130
+        return code
+    finally:
+        try:
+            conversation.close()
+            notes.end()
+            notes.keep(flags.tokens)
+            if made:
+                stats = made[0].stats
+                report.emit(
+                    "summary",
+                    seconds=round(stats.sound_s, 3),
+                    real_time_factor=_rounded(stats.real_time_factor),
+                    frames_left_out=conversation.n_dropped,
+                    frames_not_played=conversation.n_skipped,
+                    underruns=sound.n_underruns,
+                )
+        finally:
+            report.close()
+
+
+def _heard(flags: Flags, session: MoshiSession, notes: "Notes", frame: np.ndarray) -> np.ndarray | None:
+    if flags.seconds is not None and session.stats.sound_s + 1e-6 >= flags.seconds:
+        return None
+    pcm, piece = session.step(frame)
+    notes.put(session, piece)
+    return pcm
+
+
+# Both.
+
+
+def _session(flags: Flags, moshi: Moshi) -> MoshiSession:
+    return moshi.session(
+        seed=flags.seed,
+        text=replace(moshi.config.text_sampling, **flags.text_sampling),
+        audio=replace(moshi.config.audio_sampling, **flags.audio_sampling),
+        conditions=flags.conditions,
+        **flags.rules,
+    )
+
+
+def measured(flags: Flags, moshi: Moshi) -> Speed:
+    """Steps on silence, in a session that is thrown away; the first ones, which are slow, warm the machine up."""
+    session, spent_ms = _session(flags, moshi), []
+    for _ in range(WARM_STEPS + TIMED_STEPS):
+        session.step(np.zeros(moshi.frame_size, np.float32))
+        spent_ms.append(1000 * session.stats.last_s)
+    bits = (moshi.config.quantization or {}).get("bits", 16)
+    advice = "close other programs, or run on a file with --input"
+    if bits > 4:
+        advice = f"in 4 bits it reads fewer bytes: csm quantize {moshi.path} {moshi.path.name}-q4 --q-recipe q4"
+    budget_ms = 1000 * moshi.frame_size / moshi.sample_rate_hz
+    return Speed(statistics.median(spent_ms[WARM_STEPS:]), budget_ms, advice)
+
+
+def _report(flags: Flags, now_s: Any) -> Report:
+    report = Report(now_s, [JsonLines() if flags.as_json else Written()])
+    if flags.log is not None:
+        report.add(Log(flags.log, report.note))
+    return report
+
+
+def _rounded(factor: float | None) -> float | None:
+    return None if factor is None else round(factor, 3)
+
+
+class Notes:
+    """What is said, a frame at a time: pieces of text as events, sentences when they are over, and all tokens."""
+
+    def __init__(self, report: Report):
+        self._report = report
+        self._sentence = ""
+        self._start_s = self._last_s = 0.0
+        self._text: list[int] = []
+        self._codes: list[np.ndarray] = []
+
+    def put(self, session: MoshiSession, piece: str | None) -> None:
+        """After each step."""
+        now_s = session.stats.sound_s
+        self._text.append(int(session.text_ids[0]))
+        self._codes.append(session.codes[0])
+        if piece is None:
+            if self._sentence and now_s - self._last_s >= PAUSE_S:
+                self.end()
+            return
+        if not self._sentence:
+            piece, self._start_s = piece.lstrip(), now_s
+        self._sentence, self._last_s = self._sentence + piece, now_s
+        self._report.emit("text", text=piece)
+
+    def end(self) -> None:
+        """No more of the sentence comes."""
+        if self._sentence:
+            self._report.emit("said", text=self._sentence, start_s=round(self._start_s, 3))
+        self._sentence = ""
+
+    def keep(self, path: Path | None) -> None:
+        """Writes `text` (T,) and `audio` (T, n_generated): the codes of the sound of each frame, `codebook_size` where
+        it was silence because none were there yet."""
+        if path is not None and self._codes:
+            write_tensors(path, {"text": np.array(self._text), "audio": np.stack(self._codes)})
+
+
+class Written:
+    """For people: the text on stdout as it comes, everything else on stderr."""
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "text":
+            sys.stdout.write(event["text"])
+            sys.stdout.flush()
+            self._is_open = True
+            return
+        line = _told(event)
+        if self._is_open and (line is not None or event["event"] == "said"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._is_open = False
+        if line is not None:
+            console.talk(line)
+
+    def span(self, thread: str, name: str, start_s: float, end_s: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _told(event: dict[str, Any]) -> str | None:
+    match event["event"]:
+        case "speed":
+            return event["message"]
+        case "ready" if "output" in event:
+            return f"{Path(event['model']).name} hears {event['input']} and speaks on {event['output']}"
+        case "note" | "fault":
+            return f"note: {event['message']}"
+        case "summary":
+            parts = [f"{event['seconds']:.1f} s of conversation"]
+            if "real_time_factor" in event:
+                parts.append(f"real-time factor {event['real_time_factor']:.2f}")
+            for name, what in _LOST.items():
+                if event.get(name):
+                    parts.append(f"{event[name]} {what}")
+            return ", ".join(parts)
+    return None
+
+
+_LOST = {
+    "frames_left_out": "frames of 80 ms not heard",
+    "frames_not_played": "frames not played, to catch up",
+    "underruns": "gaps in the sound",
+}
