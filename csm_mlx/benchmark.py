@@ -7,6 +7,7 @@ BLAS, and how the weights lie in memory, decide that.
 """
 
 import io
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from csm_mlx.generate.session import Csm
 from csm_mlx.generate.speech import Prefilled
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
+from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.nn.layout import Factor
 from csm_mlx.quantize import named_parameters
 from csm_mlx.sampling import Sampler
@@ -248,18 +250,30 @@ def count_nodes(*outputs: mx.array) -> int:
 
 
 def _reads_per_frame(path: str, n_codebooks: int) -> int:
-    """How often a frame reads a parameter: backbone, heads and projection once, the depth decoder once per code that
-    it predicts, embeddings by the row, which is nothing."""
+    """How often a frame of CSM reads a parameter: backbone, heads and projection once, the depth decoder once per code
+    that it predicts, embeddings by the row, which is nothing."""
     if "embedding" in path:
         return 0
     return n_codebooks - 1 if path.startswith("depth_decoder.") else 1
 
 
-def frame_bytes(model: CsmModel) -> int:
+def _reads_per_step(path: str, depth_schedule: tuple[int, ...]) -> int:
+    """The same of a Moshi, whose codebooks each read one set of depth weights."""
+    if ("embeddings." in path and not path.endswith("projection.weight")) or path.startswith("conditions."):
+        return 0
+    match = re.match(r"depth_decoders\.(\d+)\.", path)
+    return depth_schedule.count(int(match[1])) if match else 1
+
+
+def frame_bytes(model: CsmModel | MoshiModel) -> int:
     """Bytes of weights that one frame reads, as stored in memory: packed bits, their scales and biases.
 
     A model that was only constructed, from a config, knows them too.
     """
+    if isinstance(model, MoshiModel):
+        return sum(
+            p.nbytes * _reads_per_step(path, model.config.depth_schedule) for path, p in named_parameters(model).items()
+        )
     n_codebooks = model.config.n_codebooks
     return sum(p.nbytes * _reads_per_frame(path, n_codebooks) for path, p in named_parameters(model).items())
 

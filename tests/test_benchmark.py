@@ -17,8 +17,9 @@ from csm_mlx.benchmark import BareProducts, Benchmark, benchmark, count_nodes, f
 from csm_mlx.config import CsmConfig, TransformerConfig
 from csm_mlx.errors import ConfigError, GenerationError
 from csm_mlx.models.csm import CsmModel
+from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.quantize import Quantization, named_parameters, quantize_model
-from csm_mlx.stored import preset
+from csm_mlx.stored import any_preset, preset
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +64,27 @@ def test_quantized_weights_count_with_their_scales() -> None:
     layers = matrix_weights(csm.backbone) + 31 * matrix_weights(csm.depth)
     expected = 4.5 / 8 * layers + 8.5 / 8 * (matrices - layers) + 2 * norms
     assert frame_bytes(constructed(csm, "q4")) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_of_moshi_reads_a_set_of_depth_weights_for_each_codebook() -> None:
+    """The figures of reference/moshi.md: 14.75 GB in bfloat16 without embeddings; Hibiki's last set serves eight."""
+    config = any_preset("moshi-7b")
+    assert config.model_type == "moshi"
+    moshi = MoshiModel(config.moshi)
+    moshi.set_dtype(mx.bfloat16)
+    assert frame_bytes(moshi) == pytest.approx(14.75e9, rel=0.01)
+    quantize_model(moshi, Quantization(recipe="q4"))
+    assert frame_bytes(moshi) == pytest.approx((4.5 * 7.155e9 + 8.5 * 0.185e9) / 8, rel=0.02)
+    config = any_preset("hibiki-2b")
+    assert config.model_type == "moshi"
+    hibiki = config.moshi
+    assert hibiki.depth is not None
+    depth = matrix_weights(hibiki.depth)
+    expected = matrix_weights(hibiki.temporal) + hibiki.n_generated * depth + 48000 * 2560
+    expected += 9 * 2560 * 1024 + 16 * 2048 * 1024 + 16 * 128 * 1024
+    model = MoshiModel(hibiki)
+    model.set_dtype(mx.bfloat16)
+    assert frame_bytes(model) == pytest.approx(2 * expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("recipe", [None, "q8"])
