@@ -5,10 +5,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,15 +13,14 @@ import pytest
 from mlx.utils import tree_flatten
 from support.layouts import TOKENIZER
 from support.training import python
+from support.true_size import csm, folder_bytes, write_random
 from tokenizers.pre_tokenizers import ByteLevel
 
-from csm_mlx.checkpoint.save import SafetensorsWriter
 from csm_mlx.config import TransformerConfig
 from csm_mlx.stored import preset
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 RESIDENT_BYTES = 1.3e9
 """What csm-1b at 4 bits may hold when it is loaded, its codec included."""
 ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0}
@@ -54,18 +50,6 @@ def layer_shapes(prefix: str, c: TransformerConfig) -> dict[str, tuple[int, ...]
             f"{at}.mlp.down_proj.weight": (c.dim, c.ffn_dim),
         }
     return shapes
-
-
-def write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Float32 weights of a trained model's size, in blocks."""
-    with SafetensorsWriter(path, {name: (mx.float32, shape) for name, shape in shapes.items()}) as writer:
-        for name, shape in shapes.items():
-            for first in range(0, shape[0], 4096):
-                block = (min(4096, shape[0] - first), *shape[1:])
-                is_norm = "norm" in name or name.endswith("_scale")
-                rows = mx.ones(block) if is_norm else 0.03 * mx.random.normal(block)
-                writer.write_rows(name, first, rows)
-    mx.clear_cache()
 
 
 @pytest.fixture(scope="module")
@@ -118,27 +102,6 @@ def large_tokenizer() -> dict:
     return TOKENIZER | {"added_tokens": special, "pre_tokenizer": splits, "model": model}
 
 
-def csm(*args: str | Path) -> tuple[dict, int]:
-    """The command line's `--json`, and the most memory (bytes) that the process held."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'app'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *map(str, args), "--json"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    *_, peak = done.stderr.strip().rpartition("peak_rss=")
-    return json.loads(done.stdout), int(peak)
-
-
-_MEASURED = """
-import atexit, resource, sys
-from csm_mlx_app.cli import main
-unit = 1 if sys.platform == "darwin" else 1024
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-atexit.register(lambda: print(f"peak_rss={peak()}", file=sys.stderr))
-main()
-"""
-
-
 def loaded(folder: Path, dtype: str) -> dict[str, int]:
     """What a fresh process holds with a checkpoint loaded; `arrays` are MLX's."""
     done = python(_LOADED, folder, dtype, timeout_s=600)
@@ -155,10 +118,6 @@ from support.memory import resident_bytes
 csm = csm_mlx.load(sys.argv[1], dtype=getattr(mx, sys.argv[2]))
 json.dump({"resident": resident_bytes(), "arrays": mx.get_active_memory()}, sys.stdout)
 """
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 @pytest.mark.parametrize("flags", [["-q"], []], ids=["q4", "bfloat16"])
