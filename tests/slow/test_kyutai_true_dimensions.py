@@ -141,8 +141,11 @@ def test_convert_load_and_step(source: Path, tmp_path: Path) -> None:
     )
     print(f"{report['bits_per_weight']:.2f} bits a weight, {report['seconds']:.0f} s, peak {convert_peak / 1e9:.2f} GB")
     assert convert_peak < 2e9
-    cases = [("q4", tmp_path / "q4", dtype) for dtype in ("bfloat16", "float32")]
-    for name, folder, dtype in cases if kind == "moshi" else [*cases, ("bfloat16", source, "bfloat16")]:
+    # Float32 takes more memory, and on a CPU an eighth of the time.
+    cases = [("q4", tmp_path / "q4", "float32")]
+    if kind == "stt":
+        cases += [("q4", tmp_path / "q4", "bfloat16"), ("bfloat16", source, "bfloat16")]
+    for name, folder, dtype in cases:
         told = stepped(folder, kind, dtype, 3)
         rate = told["bytes"] * STEPS_PER_S
         print(f"{name} in {dtype}: loaded in {told['load_s']:.1f} s, peak {told['load_peak'] / 1e9:.2f} GB, ", end="")
