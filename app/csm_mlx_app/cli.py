@@ -24,6 +24,7 @@ from csm_mlx_app.commands import (
     say,
     talk,
     train,
+    transcribe,
     voices,
 )
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Speak")(say.say)
 app.command(rich_help_panel="Speak")(talk.talk)
 app.command(rich_help_panel="Speak")(duplex.duplex)
+app.command(rich_help_panel="Listen")(transcribe.transcribe)
 app.add_typer(voices.app, name="voices", rich_help_panel="Speak")
 app.command(rich_help_panel="Checkpoints")(convert.convert)
 app.command(rich_help_panel="Checkpoints")(quantize.quantize)

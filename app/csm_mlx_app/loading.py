@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import csm_mlx
-from csm_mlx_app import console, options
+from csm_mlx_app import console, options, places
 
 if TYPE_CHECKING:
-    from csm_mlx import Csm
-    from csm_mlx.generate.moshi import Moshi
+    from csm_mlx import Csm, Moshi, Stt
+
+STT_MISSING = (
+    "there is no speech-to-text model in ./weights: get one with 'csm convert kyutai/stt-1b-en_fr-candle "
+    "weights/stt-1b-q4 -q' (2.4 GB are fetched), or name one with --model"
+)
 
 
 @contextmanager
@@ -33,6 +37,21 @@ def load(model: str | None, *, adapter: Path | None = None, speaks: bool = False
         if csm.config.notice:
             console.note(csm.config.notice)
     return csm
+
+
+def load_stt(model: str | None) -> "Stt":
+    """What `--model` of csm transcribe means; without it, the first of ./weights that writes what it hears."""
+    name = model or next(iter(places.stt_names()), None)
+    if name is None:
+        raise csm_mlx.errors.CheckpointError(STT_MISSING)
+    source = options.resolve_model(name)
+    with _watched() as on_progress:
+        stt = csm_mlx.load_stt(source, on_progress=on_progress, on_note=console.note)
+    stt.model.prepare()
+    from csm_mlx.checkpoint.load import give_back_memory
+
+    give_back_memory()
+    return stt
 
 
 def base_of(adapter: Path, model: str | None) -> str:

@@ -43,3 +43,19 @@ def weights() -> Path:
 
 def checkpoint_names() -> list[str]:
     return sorted(path.parent.name for path in weights().glob("*/config.json"))
+
+
+def stt_names() -> list[str]:
+    """Those below ./weights that write what they hear, Kyutai's 1B first."""
+    names = [name for name in checkpoint_names() if _is_stt(weights() / name / "config.json")]
+    return sorted(names, key=lambda name: (not name.startswith("stt-1b"), name))
+
+
+def _is_stt(config: Path) -> bool:
+    import json
+
+    try:
+        said = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and bool(said.get("stt") or said.get("stt_config"))

@@ -33,6 +33,7 @@ COMMANDS = {
     "voices": ("--json", "csm voices add anna"),
     "voices add": ("--text", "--force", "--speaker"),
     "talk": ("--eagerness", "--echo", "half-duplex", "Turn-taking", "push-to-talk", "csm talk --offline --input"),
+    "transcribe": ("--mic", "--format", "--tokens", "srt|vtt", "csm transcribe film.wav -o film.srt"),
     "devices": ("--json", "--output-device headphones"),
     "models": ("--json", "csm models"),
     "bench": ("--frames", "--plot", "--json", "bare products", "csm bench --model csm-1b-q4"),

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from support import layouts
-from support.moshi import kyutai_config, moshi_config, random_moshi, share_norms, stt_config, write_kyutai, write_spm
+from support.kyutai import write_checkpoint
 
 from csm_mlx.checkpoint import files, hub
 from csm_mlx.checkpoint.convert import convert
@@ -20,25 +20,7 @@ from csm_mlx.models.moshi import ZERO_TOKEN, MoshiModel
 from csm_mlx.quantize import Quantization, named_parameters, plan, quantize_model
 from csm_mlx.stored import SttConfig, any_preset
 
-N_CODES = layouts.CONFIG.codec.codebook_size
 KINDS = ("stt", "moshi")
-STT = {"audio_delay_seconds": 0.16, "audio_silence_prefix_seconds": 0.08}
-
-
-def write(folder: Path, kind: str, layout: str = "torch", n_ids: int = 320, **config: Any) -> Path:
-    """A checkpoint as Kyutai's repositories hold it, under their names."""
-    text = {"text_vocab_size": n_ids, "text_head_size": n_ids}
-    if kind == "stt":
-        model = random_moshi(stt_config(codebook_size=N_CODES, **text))
-    else:
-        model = share_norms(random_moshi(moshi_config(codebook_size=N_CODES, **text)))
-    write_kyutai(model, folder, layout)
-    layouts.save(folder / files.MIMI_FILE, layouts.kyutai_mimi(layouts.make_tiny()))
-    write_spm(folder / "tokenizer_spm_32k_3.model")
-    said: dict[str, Any] = kyutai_config(model.config) | {"tokenizer_name": "tokenizer_spm_32k_3.model"}
-    said |= {"stt_config": STT} if kind == "stt" else {}
-    layouts.write_json(folder / files.CONFIG, said | config)
-    return folder
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -48,7 +30,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp(kind) / "model", kind)
+    return write_checkpoint(tmp_path_factory.mktemp(kind) / "model", kind)
 
 
 def arrays(module: nn.Module) -> dict[str, np.ndarray]:
@@ -64,7 +46,10 @@ def require_equal(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize("layout", ["mlx", "candle"])
 def test_every_layout_is_one_checkpoint(kind: Any, folder: Path, tmp_path: Path, layout: str) -> None:
-    one, other = load_moshi_checkpoint(folder, kind), load_moshi_checkpoint(write(tmp_path / "x", kind, layout), kind)
+    one, other = (
+        load_moshi_checkpoint(folder, kind),
+        load_moshi_checkpoint(write_checkpoint(tmp_path / "x", kind, layout), kind),
+    )
     require_equal(one.model, other.model)
     require_equal(one.codec, other.codec)
     assert one.config.moshi == other.config.moshi
@@ -74,7 +59,7 @@ def test_every_layout_is_one_checkpoint(kind: Any, folder: Path, tmp_path: Path,
 def test_what_its_config_says_of_text_and_sampling(kind: Any, folder: Path, tmp_path: Path) -> None:
     config = load_moshi_checkpoint(folder, kind).config
     greedy = {"temp": 0.0, "temp_text": 0.25, "top_k": 5, "top_k_text": 9}
-    told = load_moshi_checkpoint(write(tmp_path / "x", kind, lm_gen_config=greedy), kind).config
+    told = load_moshi_checkpoint(write_checkpoint(tmp_path / "x", kind, lm_gen_config=greedy), kind).config
     assert told.text_sampling == SamplingConfig(temperature=0.25, top_k=9)
     assert told.audio_sampling == SamplingConfig(temperature=0.0, top_k=5)
     if kind == "stt":
@@ -117,7 +102,7 @@ def test_a_quantized_one_loads_as_it_was_planned(kind: Any, folder: Path, tmp_pa
 
 
 def test_kyutais_own_quantization_passes_through(kind: Any, tmp_path: Path) -> None:
-    source = write(tmp_path / "q4", kind, "mlx-q4")
+    source = write_checkpoint(tmp_path / "q4", kind, "mlx-q4")
     convert(source, tmp_path / "own")
     before, after = (load_moshi_checkpoint(p, kind, unpack=False) for p in (source, tmp_path / "own"))
     require_equal(before.model, after.model)
@@ -187,7 +172,7 @@ def test_config_and_weights_of_two_kinds_are_refused(folder: Path, tmp_path: Pat
 
 
 def test_a_tokenizer_of_another_model_is_refused(kind: Any, tmp_path: Path) -> None:
-    source = write(tmp_path / "x", kind, n_ids=200)
+    source = write_checkpoint(tmp_path / "x", kind, n_ids=200)
     with pytest.raises(TokenizerError, match=r"has \d\d\d pieces, the model says 200"):
         load_moshi_checkpoint(source, kind)
     with pytest.raises(TokenizerError, match="pieces, the model says 200"):
@@ -196,7 +181,7 @@ def test_a_tokenizer_of_another_model_is_refused(kind: Any, tmp_path: Path) -> N
 
 
 def test_a_tokenizer_may_lie_elsewhere(kind: Any, folder: Path, tmp_path: Path) -> None:
-    source = write(tmp_path / "x", kind)
+    source = write_checkpoint(tmp_path / "x", kind)
     (source / "tokenizer_spm_32k_3.model").rename(tmp_path / "moved.model")
     expected = load_moshi_checkpoint(folder, kind).tokenizer.encode("today")
     for place in (tmp_path / "moved.model", folder):
@@ -207,7 +192,7 @@ def test_a_tokenizer_may_lie_elsewhere(kind: Any, folder: Path, tmp_path: Path) 
 
 def test_what_a_folder_lacks_is_named(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    source = write(tmp_path / "x", kind)
+    source = write_checkpoint(tmp_path / "x", kind)
     (source / "tokenizer_spm_32k_3.model").unlink()
     with pytest.raises(CheckpointError, match=r"holds no sentencepiece model \(\*\.model\); give one as tokenizer"):
         load_moshi_checkpoint(source, kind)

@@ -64,12 +64,15 @@ def stt_of(model: MoshiModel, stt: SttConfig | None = None) -> Stt:
 
 def random_stt(stt: SttConfig | None = None, **changes: Any) -> Stt:
     """Writes nonsense: some words of several pieces, with marks and pads between them."""
-    model = random_moshi(config(**changes))
-    # Pads and marks are a third of the ids, as they are more in real ones; the text then depends on the sound.
+    return stt_of(with_words(random_moshi(config(**changes))), stt)
+
+
+def with_words(model: MoshiModel) -> MoshiModel:
+    """A random model whose text has pads and marks, as those of real ones."""
     boost = mx.zeros((model.config.text_head_size, 1))
     boost[mx.array([MARK, PAD])] = 1.2
     model.text_head.weight = model.text_head.weight * (1 + boost)
-    return stt_of(model, stt)
+    return model
 
 
 def scripted_stt(script: Mapping[int, int], stt: SttConfig | None = None) -> Stt:

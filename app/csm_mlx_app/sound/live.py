@@ -40,7 +40,7 @@ class LiveSound:
     A direction that is lost is told in `faults` and looked for every second: by the name it had, else the default.
     Until then the microphone is silence, and what is written counts as played as time passes, so that a conversation
     goes on. platform: `sys.platform`, whose microphones give exact zeros when the user denies them, if it is "darwin".
-    listen: whether there is to be a microphone at all.
+    listen, speak: whether there is to be a microphone and a loudspeaker at all.
     """
 
     def __init__(
@@ -51,8 +51,9 @@ class LiveSound:
         platform: str = sys.platform,
         *,
         listen: bool = True,
+        speak: bool = True,
     ):
-        self._kinds: tuple[Kind, ...] = tuple(NAMES) if listen else ("output",)
+        self._kinds: tuple[Kind, ...] = tuple(kind for kind in NAMES if (listen if kind == "input" else speak))
         self.clock = clock
         self.input_name: str | None = None
         self.output_name: str | None = None
@@ -85,9 +86,10 @@ class LiveSound:
 
     def _open_both(self) -> None:
         devices = {kind: find_device(kind, self._wanted[kind]) for kind in self._kinds}
-        self._speaker.retune(devices["output"].rate_hz)
-        for kind in self._kinds:
-            self._open(devices[kind])
+        if "output" in devices:
+            self._speaker.retune(devices["output"].rate_hz)
+        for device in devices.values():
+            self._open(device)
 
     def _open(self, device: Device) -> None:
         if device.kind == "input":
@@ -312,7 +314,7 @@ class LiveSound:
 
     def _play_to_nobody(self) -> None:
         """While there is no loudspeaker, what is queued passes as if it were heard."""
-        if self._lines["output"] is not None:
+        if self._lines["output"] is not None or "output" not in self._kinds:
             return
         rate_hz, step_s = self._speaker.rate_hz, BLOCK_S
         out = np.zeros(round(rate_hz * step_s), np.float32)

@@ -1,0 +1,118 @@
+"""`csm transcribe --mic` through a virtual microphone, which comes and goes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from support.kyutai import write_checkpoint
+from support.pulse import Pulse, needs_pulse, pulse
+from support.stt import noise
+
+pytestmark = needs_pulse
+
+GIVE_UP_S = 90.0
+
+
+class Listener:
+    """A running command, and what it says."""
+
+    def __init__(self, server: Pulse, folder: Path, *flags: str):
+        env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | server.env
+        self._out, self._err = folder / "out", folder / "err"
+        command = [sys.executable, "-m", "csm_mlx_app", "transcribe", "--mic", *flags]
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def until(self, ready: Callable[[], object], what: str) -> None:
+        end_s = time.monotonic() + GIVE_UP_S
+        while not ready():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}: {self.err}"
+            assert time.monotonic() < end_s, f"no {what}: {self.err}"
+            time.sleep(0.05)
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("stt") / "stt-1b-small", "stt", "candle", wordy=True)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Pulse]:
+    """A microphone, and no loudspeaker: none is needed."""
+    with pulse(tmp_path, mic=True) as server:
+        server.unplug("speaker")
+        yield server
+
+
+def test_words_come_until_ctrl_c_and_the_last_ones_after_it(server: Pulse, tmp_path: Path, checkpoint: Path) -> None:
+    flags = ("--model", str(checkpoint), "--json", "-o", "said.vtt", "--tokens", "t.safetensors")
+    listener = Listener(server, tmp_path, *flags)
+    try:
+        listener.until(lambda: "Ctrl-C ends it" in listener.err, "microphone")
+        speaking = server.speak(noise(60.0))
+        listener.until(lambda: listener.out.count("\n") >= 4, "words")
+        assert listener.interrupt() == 0
+        speaking.kill()
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+    words = [json.loads(line) for line in listener.out.splitlines()]
+    assert all(a["stop_s"] <= b["start_s"] for a, b in zip(words, words[1:], strict=False))
+    assert "real-time factor" in listener.err
+    assert "Traceback" not in listener.err
+    text = (tmp_path / "said.vtt").read_text()
+    assert text.startswith("WEBVTT\n")
+    # Frames of the sound, the silent prefix of one, and what a flush pushes, a second at most: 80 ms each.
+    heard_s = float(listener.err.split(" s of sound")[0].split()[-1])
+    tensors = mx.load(str(tmp_path / "t.safetensors"))
+    assert isinstance(tensors, dict)
+    assert words[-1]["stop_s"] <= heard_s + 0.1
+    assert tensors["text"].size >= round(heard_s * 12.5) + 1 + 3
+
+
+def test_a_microphone_that_is_lost_is_told_and_waited_for(server: Pulse, tmp_path: Path, checkpoint: Path) -> None:
+    listener = Listener(server, tmp_path, "--model", str(checkpoint))
+    try:
+        listener.until(lambda: "Ctrl-C ends it" in listener.err, "microphone")
+        server.unplug("mic")
+        listener.until(lambda: "is gone" in listener.err, "note of the loss")
+        server.plug_mic()
+        listener.until(lambda: "works again" in listener.err, "note of the return")
+        before = listener.out
+        speaking = server.speak(noise(60.0))
+        listener.until(lambda: len(listener.out.split()) > len(before.split()) + 2, "words")
+        assert listener.interrupt() == 0
+        speaking.kill()
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+    assert listener.out.endswith("\n")
+    assert "Traceback" not in listener.err
+
+
+def test_a_microphone_that_is_not_there_is_told_first(server: Pulse, tmp_path: Path) -> None:
+    listener = Listener(server, tmp_path, "--input-device", "nobody's", "--model", "nowhere")
+    assert listener.process.wait(timeout=60) == 1
+    assert 'the microphone "nobody\'s" is none of them' in listener.err
+    assert len(listener.err.splitlines()) == 1
