@@ -73,17 +73,18 @@ class Tiny:
     model: Weights
     codec: Weights
     sums: dict[str, tuple[np.ndarray, np.ndarray]]
+    codec_config: MimiConfig
 
 
-def make_tiny(seed: int = 0) -> Tiny:
-    """The same for the same seed. Values are exact in bfloat16, so that float types can be compared too."""
+def make_tiny(seed: int = 0, codec_config: MimiConfig = CONFIG.codec) -> Tiny:
+    """The same for the same seed and codec. Values are exact in bfloat16, so that float types can be compared too."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:
         values = rng.normal(0, 0.1, shape).astype(np.float32)
         return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
-    csm, mimi, model = CONFIG.csm, CONFIG.codec, {}
+    csm, mimi, model = CONFIG.csm, codec_config, {}
     dim, depth = csm.backbone.dim, csm.depth.dim
     model["text_embeddings.weight"] = draw(csm.text_vocab_size, dim)
     model["audio_embeddings.weight"] = draw(csm.n_codebooks * csm.audio_vocab_size, dim)
@@ -97,7 +98,7 @@ def make_tiny(seed: int = 0) -> Tiny:
         for i in range(config.n_layers):
             model |= _layer(draw, f"{prefix}.layers.{i}", config)
     codec, sums = _codec(draw, rng, mimi)
-    return Tiny(model, codec, sums)
+    return Tiny(model, codec, sums, mimi)
 
 
 def _layer(draw: Callable[..., np.ndarray], at: str, c: TransformerConfig) -> Weights:
@@ -256,9 +257,9 @@ def transformers_csm(model: Weights, *, tied_missing: bool = False) -> Weights:
     return out
 
 
-def _torch_convs(codec: Weights, stem: str, transposed: str, plain: str) -> Weights:
+def _torch_convs(tiny: Tiny, stem: str, transposed: str, plain: str) -> Weights:
     """SEANet as torch numbers and lays it out; `stem` is `model` or `layers`."""
-    c, out = CONFIG.codec, {}
+    c, codec, out = tiny.codec_config, tiny.codec, {}
     n_blocks, n_res = len(c.ratios), c.n_residual_layers
     step = n_res + 2
     places = {"encoder.init_conv": f"encoder.{stem}.0.{plain}", "decoder.init_conv": f"decoder.{stem}.0.{plain}"}
@@ -280,7 +281,7 @@ def _torch_convs(codec: Weights, stem: str, transposed: str, plain: str) -> Weig
 
 def kyutai_mimi(tiny: Tiny) -> Weights:
     """As in `tokenizer-e351c8d8-checkpoint125.safetensors`."""
-    codec, out = tiny.codec, _torch_convs(tiny.codec, "model", "convtr.convtr", "conv.conv")
+    codec, out = tiny.codec, _torch_convs(tiny, "model", "convtr.convtr", "conv.conv")
     for half in ("encoder", "decoder"):
         for i in range(CONFIG.codec.transformer.n_layers):
             ours, theirs = f"{half}_transformer.layers.{i}.", f"{half}_transformer.transformer.layers.{i}."
@@ -316,7 +317,7 @@ def kyutai_mimi(tiny: Tiny) -> Weights:
 
 def transformers_mimi(tiny: Tiny, prefix: str = "") -> Weights:
     """As in `kyutai/mimi`, or with `codec_model.` before the names inside a CSM."""
-    codec, out = tiny.codec, _torch_convs(tiny.codec, "layers", "conv", "conv")
+    codec, out = tiny.codec, _torch_convs(tiny, "layers", "conv", "conv")
     renames = {
         "mlp.up_proj": "mlp.fc1",
         "mlp.down_proj": "mlp.fc2",

@@ -1,0 +1,158 @@
+"""`csm duplex` through its real entry point, with a small random Moshi as Kyutai's repositories hold one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.kyutai import write_checkpoint
+
+import csm_mlx
+from csm_mlx.audio import read_audio, write_audio
+
+N_FRAMES = 8
+LATE = 2
+"""Of the checkpoint's delays: its first frame is silence."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("duplex") / "moshi", "moshi", "mlx")
+
+
+@pytest.fixture
+def user(tmp_path) -> np.ndarray:
+    """Half a frame longer than whole ones."""
+    rng = np.random.default_rng(0)
+    pcm = (0.2 * rng.normal(size=1920 * N_FRAMES - 960)).astype(np.float32)
+    write_audio(tmp_path / "user.wav", pcm, 24_000)
+    return read_audio(tmp_path / "user.wav", 24_000)
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    held = mx.load(str(path))
+    assert isinstance(held, dict)
+    return {name: np.array(array) for name, array in held.items()}
+
+
+def by_the_library(folder: Path, user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Text, codes, sound and written text of the greedy conversation."""
+    moshi = csm_mlx.load_moshi(folder)
+    greedy = {"text": moshi.config.text_sampling, "audio": moshi.config.audio_sampling}
+    session = moshi.session(**{name: replace(sampling, temperature=0.0) for name, sampling in greedy.items()})
+    ids, codes, pcm, written = [], [], [], ""
+    for frame in np.pad(user, (0, -len(user) % 1920)).reshape(-1, 1920):
+        said, piece = session.step(frame)
+        pcm.append(said)
+        ids.append(session.text_ids[0])
+        codes.append(session.codes[0])
+        written += piece or ""
+    return np.array(ids), np.stack(codes), np.concatenate(pcm), written
+
+
+def test_a_file_is_answered_as_the_library_answers(run, tmp_path, folder, user):
+    result = run(
+        "duplex", "--model", folder, "--input", "user.wav", "--output", "moshi.wav", "--temp", "0",
+        "--tokens", "said.safetensors", "--log", "log.jsonl",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    ids, codes, pcm, written = by_the_library(folder, user)
+    said = tensors(tmp_path / "said.safetensors")
+    assert {name: (x.shape, x.dtype) for name, x in said.items()} == {
+        "text": ((N_FRAMES,), np.int32),
+        "audio": ((N_FRAMES, 4), np.int32),
+    }
+    np.testing.assert_array_equal(said["text"], ids)
+    np.testing.assert_array_equal(said["audio"], codes)
+    assert (said["audio"][: LATE - 1] == csm_mlx.load_moshi(folder).config.moshi.codebook_size).all()
+    np.testing.assert_allclose(read_audio(tmp_path / "moshi.wav", 24_000), pcm, atol=1 / 32768)
+    assert result.text.strip() == written.strip()
+    assert written.strip()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert " ".join(line["assistant"] for line in lines).split() == written.split()
+    assert "real-time factor" in result.err
+
+
+def test_events_as_json(run, folder, user):
+    assert len(user)
+    result = run("duplex", "--model", folder, "--input", "user.wav", "--json", "--seconds", "0.4", "--seed", "3")
+    assert (result.code, result.err) == (0, "")
+    told = [json.loads(line) for line in result.text.splitlines()]
+    assert told[0]["event"] == "ready"
+    assert told[0]["input"] == "user.wav"
+    assert told[-1]["event"] == "summary"
+    assert told[-1]["seconds"] == pytest.approx(0.4)
+    times = [e["t_s"] for e in told if e["event"] == "text"]
+    assert times == sorted(times)
+    assert "".join(e["text"] for e in told if e["event"] == "text") == "".join(
+        e["text"] for e in told if e["event"] == "said"
+    )
+
+
+def test_the_same_seed_says_the_same_and_another_does_not(run, tmp_path, folder, user):
+    assert len(user)
+    said = []
+    for seed in (1, 1, 2):
+        result = run(
+            "duplex", "--model", folder, "--input", "user.wav", "--tokens", "t.safetensors", "--seed", str(seed)
+        )
+        assert result.code == 0, result.err
+        said.append(tensors(tmp_path / "t.safetensors")["audio"].tolist())
+    assert said[0] == said[1] != said[2]
+
+
+def test_it_goes_on_after_the_end_if_asked_to_and_can_be_kept_quiet(run, tmp_path, folder, user):
+    assert len(user)
+    result = run(
+        "duplex", "--model", folder, "--input", "user.wav", "--tokens", "t.safetensors", "--tail", "0.8",
+        "--pad-bias", "100", "--repetition-penalty", "1.3",
+    )  # fmt: skip
+    assert (result.code, result.text) == (0, ""), result.err
+    assert tensors(tmp_path / "t.safetensors")["text"].tolist() == [3] * (N_FRAMES + 10)
+
+
+WRONG = {
+    "no model": ([], "name a Moshi, such as kyutai/moshiko-mlx-q4"),
+    "output alone": (["--output", "a.wav"], "it goes with --input FILE"),
+    "a tail alone": (["--tail", "1"], "it goes with --input FILE"),
+    "no time": (["--seconds", "0"], "0 s, expected 0.08 or more"),
+    "devices and a file": (["--input", "user.wav", "--input-device", "2"], "a file runs without devices"),
+    "no such file": (["--input", "no.wav"], "no.wav is not there"),
+    "itself": (["--input", "user.wav", "--output", "./user.wav"], "name another file"),
+    "tokens over sound": (["--input", "user.wav", "--tokens", "user.wav"], "name another file"),
+    "no condition": (["--condition", "description"], "'description' is no NAME=VALUE"),
+    "a condition twice": (["--condition", "a=b", "--condition", "a=c"], "'a=c' is no NAME=VALUE, or a name twice"),
+    "a penalty of nothing": (["--repetition-penalty", "0"], "repetition_penalty is 0.0, expected above 0"),
+    "too hot": (["--text-temp", "11"], "temperature is 11.0, expected 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_usage(run, tmp_path, user, case):
+    assert len(user)
+    flags, message = WRONG[case]
+    model = [] if case == "no model" else ["--model", "any"]
+    result = run("duplex", *model, *flags)
+    assert (result.code, result.out) == (2, b"")
+    assert message in result.err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["user.wav"]
+
+
+def test_models_of_another_kind_and_missing_devices_are_one_line(run, folder, user, tmp_path):
+    assert len(user)
+    stt = write_checkpoint(tmp_path / "stt", "stt")
+    cases = {
+        (str(csm_mlx.default_checkpoint()), "--input", "user.wav"): "holds a CSM, expected a Moshi",
+        (str(stt), "--input", "user.wav"): "expected a Moshi",
+        (str(folder), "--input", "user.wav", "--condition", "pace=slow"): "expected one value each of none",
+        (str(folder),): "or run on a file with --input FILE",
+        ("no/such/model", "--input", "user.wav"): "no/such/model does not exist",
+    }
+    for (model, *flags), message in cases.items():
+        result = run("duplex", "--model", model, *flags)
+        assert (result.code, result.out) == (1, b""), result.err
+        assert message in result.err
+        assert result.err.startswith("error: ")
+        assert len(result.err.splitlines()) == 1
