@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -82,12 +83,17 @@ def csm(
 
 
 def main() -> NoReturn:
-    """Run `csm` and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `CSM_DEBUG=1` shows the traceback."""
+    """Run `csm` and exit; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
     _fill_descriptors()
+    _leave(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`csm ARGUMENTS…`: 0 done, 1 failed, 2 wrong usage, 130 interrupted. `CSM_DEBUG=1` shows the traceback."""
     try:
         # Without standalone mode Typer returns the code of an Exit and leaves every error to us.
-        code = app(prog_name="csm", standalone_mode=False)
+        code = app(list(arguments), prog_name="csm", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except SystemExit as end:
@@ -96,7 +102,7 @@ def main() -> NoReturn:
         if os.environ.get("CSM_DEBUG", "") not in ("", "0"):
             raise
         code = _report(error)
-    _leave(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _fill_descriptors() -> None:

@@ -1,5 +1,6 @@
 """The application through its real entry point: a process, its exit code, stdout and stderr."""
 
+import io
 import os
 import subprocess
 import sys
@@ -45,6 +46,29 @@ def run(tmp_path: Path, environment: dict[str, str]) -> Run:
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     return run
+
+
+@pytest.fixture
+def call(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run` without a process, which costs half a second more: for what neither plays nor depends on how it is started.
+
+    It is what the process does between its start and its end.
+    """
+    from csm_mlx_app import cli
+
+    def call(*arguments: str | Path) -> Result:
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with monkeypatch.context() as patch, open(os.devnull) as nothing:
+            for name, value in (environment | {"CSM_DATA_DIR": str(tmp_path / "data")}).items():
+                patch.setenv(name, value)
+            patch.chdir(tmp_path)
+            for name, stream in (("stdin", nothing), ("stdout", out), ("stderr", err)):
+                patch.setattr(sys, name, stream)
+            code = cli.run([str(argument) for argument in arguments])
+        said, told = (stream.buffer.getvalue() for stream in (out, err))
+        return Result(code, said, told.decode())
+
+    return call
 
 
 @pytest.fixture

@@ -63,14 +63,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("command", ["convert", "say"])
-def test_a_broken_checkpoint(run, tmp_path: Path, case: str, command: str) -> None:
+def test_a_broken_checkpoint(call, tmp_path: Path, case: str, command: str) -> None:
     spoil, message = CASES[case]
     layouts.write_own(tmp_path / "broken", layouts.make_tiny())
     spoil(tmp_path / "broken")
     before = {path: path.read_bytes() for path in (tmp_path / "broken").iterdir()}
     arguments = ["broken", "out"] if command == "convert" else ["Hi.", "--model", "broken", "-o", "out.wav"]
 
-    result = run(command, *arguments)
+    result = call(command, *arguments)
 
     assert (result.code, result.out) == (1, b"")
     (line,) = result.err.splitlines()

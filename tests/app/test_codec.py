@@ -16,11 +16,11 @@ from csm_mlx.stored import preset
 K = preset("csm-tiny").csm.n_codebooks
 
 
-def test_there_and_back(run, tmp_path, tone, load_codes):
-    encoded = run("codec", "encode", tone, "a.safetensors", "--json")
-    streamed = run("codec", "encode", tone, "b.safetensors", "--stream", "--codebooks", "2")
-    decoded = run("codec", "decode", "a.safetensors", "a.wav")
-    coarse = run("codec", "decode", "a.safetensors", "-", "--stream", "--codebooks", "2")
+def test_there_and_back(call, tmp_path, tone, load_codes):
+    encoded = call("codec", "encode", tone, "a.safetensors", "--json")
+    streamed = call("codec", "encode", tone, "b.safetensors", "--stream", "--codebooks", "2")
+    decoded = call("codec", "decode", "a.safetensors", "a.wav")
+    coarse = call("codec", "decode", "a.safetensors", "-", "--stream", "--codebooks", "2")
     assert [r.code for r in (encoded, streamed, decoded, coarse)] == [0] * 4
 
     codes, first = (load_codes(f"{name}.safetensors") for name in "ab")
@@ -41,13 +41,13 @@ def test_there_and_back(run, tmp_path, tone, load_codes):
     assert not np.allclose(sound, coarse_sound, atol=1e-3)
 
 
-def test_compare_measures_and_draws(run, tmp_path, tone):
+def test_compare_measures_and_draws(call, tmp_path, tone):
     pcm, rate = soundfile.read(tone)
     noise = np.random.default_rng(0).normal(size=len(pcm))
     for name, share in (("near", 0.01), ("far", 0.3)):
         soundfile.write(tmp_path / f"{name}.wav", pcm + share * noise * np.std(pcm), rate)
-    near = run("codec", "compare", tone, "near.wav", "--json", "--plot", "near.png")
-    far = run("codec", "compare", tone, "far.wav")
+    near = call("codec", "compare", tone, "near.wav", "--json", "--plot", "near.png")
+    far = call("codec", "compare", tone, "far.wav")
     assert (near.code, far.code) == (0, 0), near.err + far.err
     numbers = json.loads(near.text)
     shown = dict(line.split() for line in far.text.splitlines()[1:])
@@ -74,9 +74,9 @@ def test_codes_that_the_codec_cannot_have_made_are_refused(tmp_path, message):
         read_codes(tmp_path / "bad.safetensors", codebook_size=512, max_codebooks=4)
 
 
-def test_codes_of_another_codec_are_one_line(run, tmp_path):
+def test_codes_of_another_codec_are_one_line(call, tmp_path):
     mx.save_safetensors(str(tmp_path / "bad.safetensors"), {"codes": mx.zeros((3, 9), mx.int32)})
-    result = run("codec", "decode", "bad.safetensors", "a.wav")
+    result = call("codec", "decode", "bad.safetensors", "a.wav")
     assert (result.code, result.out) == (1, b"")
     assert re.fullmatch(rf"error: bad.safetensors has 9 codebooks, the codec {K}; name its --model\n", result.err)
     assert not (tmp_path / "a.wav").exists()

@@ -21,47 +21,47 @@ def _files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_convert_then_speak(run, tmp_path, tiny):
-    result = run("convert", tiny, "weights/mine", "--notice", "made for a test", "--json")
+def test_convert_then_speak(call, tmp_path, tiny):
+    result = call("convert", tiny, "weights/mine", "--notice", "made for a test", "--json")
     assert result.code == 0, result.err
     numbers = json.loads(result.text)
     assert (numbers["layout"], numbers["dtype"], numbers["quantization"]) == ("transformers", "bfloat16", None)
     assert "next: csm say" in result.err
 
-    quantized = run("convert", tiny, "-q", "--q-group-size", "32", "--json")
+    quantized = call("convert", tiny, "-q", "--q-group-size", "32", "--json")
     assert quantized.code == 0, quantized.err
     numbers = json.loads(quantized.text)
     assert numbers["out"] == "weights/tiny-hf-q4-group32"
     assert numbers["bits_per_weight"] < 16
 
-    foreign = run("convert", "--hf-path", tiny, "--mlx-path", "named", "--dtype", "float32", "--q-bits", "5")
+    foreign = call("convert", "--hf-path", tiny, "--mlx-path", "named", "--dtype", "float32", "--q-bits", "5")
     assert foreign.code == 0, foreign.err
     assert json.loads((tmp_path / "named" / "config.json").read_text())["quantization"]["bits"] == 5
 
-    spoken = run("say", "hello", "--model", "mine", "--max-seconds", "0.5", "-o", "a.wav", "--json")
+    spoken = call("say", "hello", "--model", "mine", "--max-seconds", "0.5", "-o", "a.wav", "--json")
     assert spoken.code == 0, spoken.err
     assert "note: made for a test" in spoken.err
     assert json.loads(spoken.text)["frames"] > 0
 
 
-def test_only_force_replaces(run, tmp_path, tiny):
-    assert run("convert", tiny, "out").code == 0
+def test_only_force_replaces(call, tmp_path, tiny):
+    assert call("convert", tiny, "out").code == 0
     before = _files(tmp_path / "out")
-    refused = run("convert", tiny, "out", "-q")
+    refused = call("convert", tiny, "out", "-q")
     assert refused.code == 1
     assert "out exists" in refused.err
     assert "--force" in refused.err
     assert _files(tmp_path / "out") == before
-    assert run("convert", tiny, "out", "-q", "--force").code == 0
+    assert call("convert", tiny, "out", "-q", "--force").code == 0
     assert _files(tmp_path / "out") != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_quantize_reports_what_it_cost(run, tmp_path, tiny, tone):
-    assert run("convert", tiny, "float").code == 0
+def test_quantize_reports_what_it_cost(call, tmp_path, tiny, tone):
+    assert call("convert", tiny, "float").code == 0
     (tmp_path / "turns.jsonl").write_text(json.dumps({"speaker": 0, "text": "hello", "audio": str(tone)}))
     flags = ("--report", "--turns", "turns.jsonl", "--q-recipe", "q8", "--q-group-size", "32")
-    made = run("quantize", "float", "q8", *flags, "--plot", "loss.png", "--json")
+    made = call("quantize", "float", "q8", *flags, "--plot", "loss.png", "--json")
     assert made.code == 0, made.err
     report = json.loads(made.text)["report"]
     assert len(report["kl"]) == len(report["top1_agreement"])
@@ -71,7 +71,7 @@ def test_quantize_reports_what_it_cost(run, tmp_path, tiny, tone):
     assert (tmp_path / "loss.png").read_bytes()[1:4] == b"PNG"
 
     before = _files(tmp_path / "q8")
-    shown = run("quantize", "float", "q8", *flags)
+    shown = call("quantize", "float", "q8", *flags)
     assert shown.code == 0, shown.err
     lines = shown.text.splitlines()
     assert lines[0].split() == ["codebook", "KL", "(nats)", "same", "first", "choice"]
@@ -79,7 +79,7 @@ def test_quantize_reports_what_it_cost(run, tmp_path, tiny, tone):
     assert float(lines[1].split()[1]) == pytest.approx(report["kl"][0], abs=1e-4)
     assert _files(tmp_path / "q8") == before, "an OUT that is there is measured and left alone"
 
-    again = run("quantize", "q8", "q4")
+    again = call("quantize", "q8", "q4")
     assert again.code == 1
     assert "q8 is quantized already (8 bits)" in again.err
 

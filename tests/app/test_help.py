@@ -43,8 +43,8 @@ HEAVY = ("mlx", "numpy", "huggingface_hub", "tokenizers", "soundfile", "sounddev
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(run, command):
-    result = run(*command.split(), "--help")
+def test_each_command_explains_itself(call, command):
+    result = call(*command.split(), "--help")
     assert (result.code, result.err) == (0, "")
     for expected in COMMANDS[command]:
         assert expected in result.text

@@ -45,15 +45,15 @@ def test_a_text_becomes_a_file_codes_and_numbers(run, tmp_path, load_codes):
     assert re.search(r"s of sound in .* real-time factor .* first audio after .* -> a.wav", result.err)
 
 
-def test_the_same_seed_gives_the_same_sound_and_the_codec_agrees(run, tmp_path):
+def test_the_same_seed_gives_the_same_sound_and_the_codec_agrees(run, call, tmp_path):
     (tmp_path / "text.txt").write_text("One two three.")
     model = ("--model", RANDOM)
     flags = (*model, "--max-seconds", "1", "--temp", "0.9")
     first = run("say", "One two three.", "-o", "-", "--seed", "5", *flags)
-    again = run("say", "-f", "text.txt", "-o", "again.wav", "--seed", "5", "--codes", "again.safetensors", *flags)
+    again = call("say", "-f", "text.txt", "-o", "again.wav", "--seed", "5", "--codes", "again.safetensors", *flags)
     other = run("say", "--verbatim", "-o", "other.flac", "--seed", "6", *flags, "-", stdin=b"One two three.")
-    greedy = run("say", "One two three.", "-o", "greedy.mp3", "--temp", "0")
-    decoded = run("codec", "decode", "again.safetensors", "decoded.wav", *model)
+    greedy = call("say", "One two three.", "-o", "greedy.mp3", "--temp", "0")
+    decoded = call("codec", "decode", "again.safetensors", "decoded.wav", *model)
     assert {r.code for r in (first, again, other, greedy, decoded)} == {0}
 
     (tmp_path / "first.wav").write_bytes(first.out)
@@ -66,9 +66,9 @@ def test_the_same_seed_gives_the_same_sound_and_the_codec_agrees(run, tmp_path):
     assert np.allclose(sounds["again"][:heard], sounds["decoded"][:heard], atol=2 / 32768)
 
 
-def test_a_voice_and_a_conversation_change_what_is_said(run, tmp_path, tone, load_codes):
-    assert run("say", "Yes.", "-o", "anna.wav", "--seed", "1").code == 0
-    added = run("voices", "add", "anna", "anna.wav", "--text", "Yes.", "--speaker", "1")
+def test_a_voice_and_a_conversation_change_what_is_said(call, tmp_path, tone, load_codes):
+    assert call("say", "Yes.", "-o", "anna.wav", "--seed", "1").code == 0
+    added = call("voices", "add", "anna", "anna.wav", "--text", "Yes.", "--speaker", "1")
     assert added.code == 0, added.err
     turns = [{"speaker": 1, "text": "How was your day?", "audio": "anna.wav"}, {"speaker": 0, "text": "Long."}]
     (tmp_path / "turns.jsonl").write_text("\n".join(map(json.dumps, turns)))
@@ -82,7 +82,7 @@ def test_a_voice_and_a_conversation_change_what_is_said(run, tmp_path, tone, loa
     codes = {}
     for name, flags in ways.items():
         made = ("--codes", f"{name}.safetensors", "--model", RANDOM, "--temp", "0", "--max-seconds", "1")
-        result = run("say", "Good.", *made, *flags)
+        result = call("say", "Good.", *made, *flags)
         assert result.code == 0, result.err
         codes[name] = load_codes(f"{name}.safetensors").tobytes()
     assert len(set(codes.values())) == len(codes)

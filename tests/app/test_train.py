@@ -79,14 +79,14 @@ def test_what_a_training_says_and_leaves(trained, clips):
     assert len(list((clips.parent / ".csm-cache").iterdir())) == len(SENTENCES)
 
 
-def test_the_adapter_speaks(run, trained, load_codes, greedy_codes):
+def test_the_adapter_speaks(call, trained, load_codes, greedy_codes):
     adapter = trained[0] / "adapters" / "anna"
-    said = run("say", SENTENCES[3], "--temp", "0", "--codes", "a.safetensors", "--adapter", adapter)
+    said = call("say", SENTENCES[3], "--temp", "0", "--codes", "a.safetensors", "--adapter", adapter)
     assert said.code == 0, said.err
     assert not np.array_equal(load_codes("a.safetensors"), greedy_codes(SENTENCES[3]))
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(start, run, tmp_path, trained, clips):
+def test_an_interrupted_training_goes_on_to_the_same_weights(start, call, tmp_path, trained, clips):
     command = ("train", str(clips), "-o", "adapters/anna", *FLAGS)
     process = start(*command)
     talk = b""
@@ -99,19 +99,19 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(start, run, tmp_pat
     assert re.search(rb"interrupted after \d+ of 10 steps", rest)
     resuming = re.search(r"to go on: csm (train .* --resume)", rest.decode())
     assert resuming
-    again = run(*command)
+    again = call(*command)
     assert again.code == 1
     assert "--resume" in again.err
-    other = run(*command[:-1], "4", "--resume")
+    other = call(*command[:-1], "4", "--resume")
     assert other.code == 1
     assert "seed is 4, it had 3" in other.err
 
-    assert run(*resuming[1].split()).code == 0
+    assert call(*resuming[1].split()).code == 0
     weights = "adapters/anna/adapters.safetensors"
     assert (tmp_path / weights).read_bytes() == (trained[0] / weights).read_bytes()
 
 
-def test_every_bad_clip_is_named_before_anything_starts(run, tmp_path, tone):
+def test_every_bad_clip_is_named_before_anything_starts(call, tmp_path, tone):
     soundfile.write(tmp_path / "slow.wav", np.sin(np.arange(8000) / 9), 8000)
     soundfile.write(tmp_path / "silent.wav", np.zeros(24_000), 24_000)
     soundfile.write(tmp_path / "hour.wav", np.zeros(1000 * 3600, np.int16), 1000)
@@ -121,7 +121,7 @@ def test_every_bad_clip_is_named_before_anything_starts(run, tmp_path, tone):
     (tmp_path / "bad.jsonl").write_text("\n".join(lines))
     (tmp_path / "held.jsonl").write_text("{no json")
     flags = ("--speaker", "0", "--speaker", "1", "--validation", "held.jsonl")
-    result = run("train", "bad.jsonl", "-o", "anna", *flags)
+    result = call("train", "bad.jsonl", "-o", "anna", *flags)
     assert (result.code, result.text) == (1, "")
     errors = [line.removeprefix("error: ") for line in result.err.splitlines()]
     assert [error.split(": ")[0] for error in errors] == [f"bad.jsonl:{n}" for n in range(1, 7)] + ["held.jsonl:1"]
@@ -144,10 +144,10 @@ def test_a_full_disk_leaves_the_earlier_adapter(tmp_path, trained, clips, enviro
     assert not [path for path in (tmp_path / "adapters").rglob("*") if "part" in path.name]
 
 
-def test_a_dry_run_only_counts(run, tmp_path, clips):
+def test_a_dry_run_only_counts(call, tmp_path, clips):
     folder = shutil.copytree(clips.parent, tmp_path / "clips", ignore=lambda *_: [".csm-cache"])
     flags = ("--method", "dora", "--rank", "2", "--target", "backbone.*.q_proj", "--validation", "0.5", "--dry-run")
-    result = run("train", folder / clips.name, *flags, "--json")
+    result = call("train", folder / clips.name, *flags, "--json")
     assert result.code == 0, result.err
     numbers = json.loads(result.text)
     assert numbers["clips"] + numbers["validation_clips"] == len(SENTENCES)
@@ -155,16 +155,16 @@ def test_a_dry_run_only_counts(run, tmp_path, clips):
     assert numbers["trainable_weights"] == q_proj
     assert "to validate on" in result.err
     assert not (folder / ".csm-cache").exists()
-    begun = run("train", folder / clips.name, "-o", "anna", "--resume")
+    begun = call("train", folder / clips.name, "-o", "anna", "--resume")
     assert begun.code == 1
     assert "there is no training to resume at" in begun.err
-    nothing = run("train", folder / clips.name, "--target", "backbone.*.no_proj", "--dry-run")
+    nothing = call("train", folder / clips.name, "--target", "backbone.*.no_proj", "--dry-run")
     assert nothing.code == 1
     assert "the target 'backbone.*.no_proj' names no layer" in nothing.err
 
 
-def test_the_help_states_the_defaults(run):
-    text = run("train", "--help").text
+def test_the_help_states_the_defaults(call):
+    text = call("train", "--help").text
     config, adapter = TrainConfig(), AdapterConfig()
     stated = {
         "--epochs": DEFAULT_EPOCHS,

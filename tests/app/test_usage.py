@@ -82,15 +82,15 @@ def files(tmp_path, tone):
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_usage(run, tmp_path, case):
+def test_wrong_usage(call, tmp_path, case):
     arguments, message = WRONG[case]
-    _refused(run(*arguments), 2, message, tmp_path)
+    _refused(call(*arguments), 2, message, tmp_path)
 
 
 @pytest.mark.parametrize("case", FAILED)
-def test_failure(run, tmp_path, case):
+def test_failure(call, tmp_path, case):
     arguments, message = FAILED[case]
-    _refused(run(*arguments), 1, message, tmp_path)
+    _refused(call(*arguments), 1, message, tmp_path)
 
 
 def _refused(result, code, message, folder):
@@ -110,7 +110,7 @@ def test_debug_shows_the_traceback(run):
     assert "Traceback" in result.err
 
 
-def test_every_bad_line_of_a_context_is_named(run, tmp_path, tone):
+def test_every_bad_line_of_a_context_is_named(call, tmp_path, tone):
     lines = (
         f'{{"speaker": 1, "text": "Fine.", "audio": "{tone}"}}',
         "",
@@ -120,7 +120,7 @@ def test_every_bad_line_of_a_context_is_named(run, tmp_path, tone):
         '{"text": "Who?"}',
     )
     (tmp_path / "turns.jsonl").write_text("\n".join(lines))
-    result = run("say", "Hi.", "-o", "a.wav", "--context", "turns.jsonl")
+    result = call("say", "Hi.", "-o", "a.wav", "--context", "turns.jsonl")
     assert result.code == 1
     assert not (tmp_path / "a.wav").exists()
     errors = result.err.splitlines()

@@ -157,9 +157,9 @@ def test_failure_says_what_to_do(run, case):
 
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("case", WRONG)
-def test_flags_that_go_ill_together(run, case):
+def test_flags_that_go_ill_together(call, case):
     arguments, message = WRONG[case]
-    result = run("talk", *arguments)
+    result = call("talk", *arguments)
     assert (result.code, result.out) == (2, b""), result.err
     assert message in result.err
     assert result.err.count("\n") == 1
