@@ -21,7 +21,7 @@ talk: $(VENV)/talk.stamp  ## talk with a voice assistant that needs no model hub
 	@$(RUN) -m csm_mlx_app talk --offline
 
 test: $(VENV)/dev.stamp  ## run the tests (under 3 minutes, offline)
-	@OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
+	@OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.stamp  ## format, lint, types, architecture
 	@$(PY) -m ruff format --check .

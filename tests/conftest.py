@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+_LONG = ("test_talk_live.py", "test_talk_faults.py", "test_long_talk.py", "test_csm_tiny.py", "test_benchmark.py")
 _patch = pytest.MonkeyPatch()
 _home = tempfile.TemporaryDirectory(prefix="csm-tests-")
 
@@ -30,6 +31,11 @@ def pytest_configure() -> None:
     }.items():
         _patch.setenv(name, str(home / folder))
     _patch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few long tests come first: at the end, one processor would wait for them."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 def pytest_unconfigure() -> None:
