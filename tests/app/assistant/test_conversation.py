@@ -45,7 +45,7 @@ def whisper() -> Whisper:
 def test_two_questions_are_heard_and_answered(tmp_path, whisper):
     """With whisper; the second comes when the first is answered, and the reply is told nothing but what was said."""
     replier = Says("It is Paris.", "William Shakespeare did.")
-    sound = scene((0.3, "france"), (8.0, "juliet"))
+    sound = scene((0.3, "france"), (16.0, "juliet"))
     with Talk(tmp_path, sound, replier, recognizer=whisper) as talk:
         talk.finish()
     asked = [turn["transcript"] for turn in talk.turns]
@@ -56,7 +56,7 @@ def test_two_questions_are_heard_and_answered(tmp_path, whisper):
     assert len(heard) == 2
     for turn, (start, end) in zip(talk.turns, heard, strict=True):
         assert turn["underruns"] or (end - start) / RATE_HZ == pytest.approx(turn["played_ms"] / 1000, abs=0.1)
-    for turn, asked_s in zip(talk.turns, (0.3, 8.0), strict=True):
+    for turn, asked_s in zip(talk.turns, (0.3, 16.0), strict=True):
         latency = turn["latency_ms"]
         stages = [
             latency[s] for s in ("decided", "transcript", "first_token", "first_clause", "first_frame", "first_sample")

@@ -218,7 +218,7 @@ def test_a_full_disk_costs_no_line_and_no_conversation(tmp_path):
 
 
 def two_questions(folder: Path) -> Path:
-    write_audio(folder / "in.wav", scene((0.3, "france"), (8.0, "moon"), end_s=15), RATE_HZ)
+    write_audio(folder / "in.wav", scene((0.3, "france"), (16.0, "moon"), end_s=30), RATE_HZ)
     return folder / "in.wav"
 
 
