@@ -1,7 +1,7 @@
 """Small speech-to-text checkpoints that never were on disk: random ones, and ones whose words are known."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,16 +50,17 @@ def config(**changes: Any) -> MoshiConfig:
     return stt_config(**(values | changes))
 
 
-def stt_of(model: MoshiModel, stt: SttConfig | None = None) -> Stt:
-    """With a small random codec."""
+def stt_of(model: MoshiModel, stt: SttConfig | None = None, mimi: Mimi | None = None) -> Stt:
+    """With a codec, by default a small random one."""
+    mimi = mimi or codec()
     config = MoshiCheckpointConfig(
         moshi=model.config,
-        codec=codec().config,
+        codec=mimi.config,
         text_sampling=GREEDY,
         audio_sampling=GREEDY,
         stt=stt or SttConfig(delay_s=DELAY_FRAMES / RATE_HZ),
     )
-    return Stt(model, codec(), tokenizer(), config, Path("random"))
+    return Stt(model, mimi, tokenizer(), config, Path("random"))
 
 
 def random_stt(stt: SttConfig | None = None, **changes: Any) -> Stt:
@@ -75,25 +76,40 @@ def with_words(model: MoshiModel) -> MoshiModel:
     return model
 
 
-def scripted_stt(script: Mapping[int, int], stt: SttConfig | None = None) -> Stt:
-    """Writes `script[code]`, an id, `DELAY_FRAMES` after it has heard the code in its first codebook; pads otherwise.
+def scripted_stt(
+    script: Mapping[int, int],
+    stt: SttConfig | None = None,
+    *,
+    delay_frames: int = DELAY_FRAMES,
+    mimi: Mimi | None = None,
+    pauses: Collection[int] = (),
+) -> Stt:
+    """Writes `script[code]`, an id, `delay_frames` after it has heard the code in its first codebook; pads otherwise.
 
-    Its blocks add nothing, and its embeddings and its head are tables.
+    Its blocks add nothing, and its embeddings and its heads are tables.
+
+    mimi: its codec, by default a small random one. pauses: codes in which it hears that nobody speaks, as late.
     """
-    c = config(delays=(0, *[DELAY_FRAMES] * 4))
-    model, dim = random_moshi(c), c.temporal.dim
+    size, n = (mimi or codec()).config.codebook_size, 4 if mimi is None else mimi.config.n_codebooks
+    dim = 32 * -(-(size + 2) // 32)
+    temporal = replace(config().temporal, dim=dim, head_dim=dim // 4)
+    c = config(temporal=temporal, codebook_size=size, n_codebooks=n, delays=(0, *[delay_frames] * n))
+    model, table = random_moshi(c), np.zeros((n, size + 1, dim), np.float32)
     for layer in model.temporal.layers:
         for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
             linear.weight = mx.zeros_like(linear.weight)
     model.temporal.norm.weight = mx.ones_like(model.temporal.norm["weight"])
     model.text_embeddings.weight = mx.zeros_like(model.text_embeddings.weight)
-    table = np.zeros(model.audio_embeddings.weight.shape, np.float32)
-    table[: c.codebook_size + 1, : c.codebook_size + 1] = np.eye(c.codebook_size + 1)
+    table[0, :, : size + 1] = np.eye(size + 1)
+    table[0, list(pauses), size + 1] = 1.0
     head = np.zeros((c.text_head_size, dim), np.float32)
-    for code in range(c.codebook_size + 1):
+    for code in range(size + 1):
         head[script.get(code, PAD), code] = 1.0
-    model.audio_embeddings.weight, model.text_head.weight = mx.array(table), mx.array(head)
-    return stt_of(model, stt)
+    model.audio_embeddings.weight, model.text_head.weight = mx.array(table.reshape(-1, dim)), mx.array(head)
+    for extra in model.extra_heads:
+        extra.weight = mx.zeros_like(extra.weight).at[0, size + 1].add(1.0)
+    mx.eval(model.parameters())  # here: another thread may use it
+    return stt_of(model, stt or SttConfig(delay_s=delay_frames / RATE_HZ), mimi)
 
 
 def spoken(*words: str) -> tuple[dict[int, int], np.ndarray]:

@@ -186,7 +186,7 @@ class Talk:
                 sound=self.sound,
                 report=self.report,
                 load=self._load,
-                recognizer=None if pcm is None and recognizer is None else recognizer or Known(),
+                recognizer=None if given.get("streams") or pcm is recognizer is None else recognizer or Known(),
                 echo=echo,
                 **given,
             )
