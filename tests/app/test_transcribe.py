@@ -43,7 +43,9 @@ def expected(checkpoint: Path, sounds: list[Path]) -> list[Transcript]:
 
 
 def objects(transcript: Transcript) -> list[dict]:
-    return [{"text": w.text, "start_s": round(w.start_s, 3), "stop_s": round(w.stop_s, 3)} for w in transcript.words]
+    return [
+        {"text": w.text, "start_s": round(w.start_s, 3), "stop_s": round(w.stop_s or 0, 3)} for w in transcript.words
+    ]
 
 
 def test_words_are_those_of_the_library(run, checkpoint, sounds, expected, tmp_path) -> None:

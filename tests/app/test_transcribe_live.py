@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -78,7 +79,7 @@ def test_words_come_until_ctrl_c_and_the_last_ones_after_it(server: Pulse, tmp_p
         listener.process.kill()
         listener.process.wait()
     words = [json.loads(line) for line in listener.out.splitlines()]
-    assert all(a["stop_s"] <= b["start_s"] for a, b in zip(words, words[1:], strict=False))
+    assert all(a["stop_s"] <= b["start_s"] for a, b in pairwise(words))
     assert "real-time factor" in listener.err
     assert "Traceback" not in listener.err
     text = (tmp_path / "said.vtt").read_text()

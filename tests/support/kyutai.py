@@ -6,6 +6,7 @@ from typing import Any
 
 from support import layouts
 from support.moshi import kyutai_config, moshi_config, random_moshi, share_norms, stt_config, write_kyutai, write_spm
+from support.stt import with_words
 
 from csm_mlx.checkpoint import files
 
@@ -14,14 +15,16 @@ CODEC = replace(layouts.CONFIG.codec, ratios=(8, 6, 5, 4))
 STT = {"audio_delay_seconds": 0.16, "audio_silence_prefix_seconds": 0.08}
 
 
-def write_checkpoint(folder: Path, kind: str, layout: str = "torch", n_ids: int = 320, **config: Any) -> Path:
-    """A checkpoint as Kyutai's repositories hold it, under their names."""
+def write_checkpoint(
+    folder: Path, kind: str, layout: str = "torch", n_ids: int = 320, wordy: bool = False, **config: Any
+) -> Path:
+    """A checkpoint as Kyutai's repositories hold it, under their names; wordy: its text has pads and marks."""
     text = {"text_vocab_size": n_ids, "text_head_size": n_ids}
     if kind == "stt":
         model = random_moshi(stt_config(codebook_size=layouts.CONFIG.codec.codebook_size, **text))
     else:
         model = share_norms(random_moshi(moshi_config(codebook_size=layouts.CONFIG.codec.codebook_size, **text)))
-    write_kyutai(model, folder, layout)
+    write_kyutai(with_words(model) if wordy else model, folder, layout)
     layouts.save(folder / files.MIMI_FILE, layouts.kyutai_mimi(layouts.make_tiny(codec_config=CODEC)))
     write_spm(folder / "tokenizer_spm_32k_3.model")
     said: dict[str, Any] = kyutai_config(model.config) | {"tokenizer_name": "tokenizer_spm_32k_3.model"}

@@ -71,7 +71,7 @@ def random_stt(stt: SttConfig | None = None, **changes: Any) -> Stt:
 def with_words(model: MoshiModel) -> MoshiModel:
     """A random model whose text has pads and marks, as those of real ones."""
     boost = mx.zeros((model.config.text_head_size, 1))
-    boost[mx.array([MARK, PAD])] = 1.2
+    boost[mx.array([MARK, PAD])] = 2.5
     model.text_head.weight = model.text_head.weight * (1 + boost)
     return model
 
