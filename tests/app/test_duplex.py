@@ -40,8 +40,8 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 def by_the_library(folder: Path, user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Text, codes, sound and written text of the greedy conversation."""
     moshi = csm_mlx.load_moshi(folder)
-    greedy = {"text": moshi.config.text_sampling, "audio": moshi.config.audio_sampling}
-    session = moshi.session(**{name: replace(sampling, temperature=0.0) for name, sampling in greedy.items()})
+    text, audio = (replace(s, temperature=0.0) for s in (moshi.config.text_sampling, moshi.config.audio_sampling))
+    session = moshi.session(text=text, audio=audio)
     ids, codes, pcm, written = [], [], [], ""
     for frame in np.pad(user, (0, -len(user) % 1920)).reshape(-1, 1920):
         said, piece = session.step(frame)

@@ -34,6 +34,7 @@ COMMANDS = {
     "voices add": ("--text", "--force", "--speaker"),
     "talk": ("--eagerness", "--echo", "half-duplex", "Turn-taking", "push-to-talk", "csm talk --offline --input"),
     "transcribe": ("--mic", "--format", "--tokens", "srt|vtt", "csm transcribe film.wav -o film.srt"),
+    "duplex": ("--pad-bias", "--condition", "--text-temp", "Character", "Sampling", "csm duplex --model moshika-q4"),
     "devices": ("--json", "--output-device headphones"),
     "models": ("--json", "csm models"),
     "bench": ("--frames", "--plot", "--json", "bare products", "csm bench --model csm-1b-q4"),

@@ -1,0 +1,253 @@
+"""`csm duplex` with sound that is really played and really heard, through PulseAudio, and what goes wrong with it."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from csm_mlx_app.assistant.duplex import MOST_QUEUED_S, QUEUED_S, Backlog, Duplex, Prepared
+from csm_mlx_app.assistant.report import Report
+from csm_mlx_app.sound.clock import SimulatedClock
+from csm_mlx_app.sound.filed import FileSound
+from support.kyutai import write_checkpoint
+from support.live import AUDIBLE, unless_overloaded
+from support.pulse import Pulse, needs_pulse, pulse
+from support.talks import Told
+from support.terminal import Terminal
+
+from csm_mlx.audio import write_audio
+from csm_mlx.errors import AudioError
+
+COMMAND = [sys.executable, "-m", "csm_mlx_app", "duplex", "--echo", "off"]
+GIVE_UP_S = 60.0
+LEAVES_S = 3.0
+"""A second is promised, on a machine that has nothing else to do."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("duplex") / "moshi", "moshi")
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[Pulse]:
+    with pulse(tmp_path, mic=True) as server:
+        yield server
+
+
+class Running:
+    """A `csm duplex --json`, and its events so far."""
+
+    def __init__(self, server: Pulse, folder: Path, env: dict[str, str], *flags: str):
+        self.events: list[dict[str, Any]] = []
+        self.process = subprocess.Popen(
+            [*COMMAND, "--model", str(folder), "--json", *flags],
+            env=env | server.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [e for e in self.events if e["event"] == event]
+
+    def until(self, ready: Callable[[], Any], what: str) -> Any:
+        end_s = time.monotonic() + GIVE_UP_S
+        while not (answer := ready()):
+            assert self.process.poll() is None or ready(), f"ended before {what}: {self.events[-10:]}"
+            assert time.monotonic() < end_s, f"no {what}: {self.events[-10:]}"
+            time.sleep(0.02)
+        return answer
+
+    def leave(self) -> tuple[int, float, str]:
+        """By Ctrl-C: exit code, how long it took, and stderr."""
+        began_s = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(GIVE_UP_S)
+        took_s = time.monotonic() - began_s
+        self._reader.join(timeout=5)
+        assert self.process.stderr is not None
+        return code, took_s, self.process.stderr.read().decode()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def duplex(server, folder, environment) -> Iterator[Callable[..., Running]]:
+    running = []
+    env = {name: value for name, value in environment.items() if name != "PULSE_SERVER"}
+
+    def duplex(*flags: str) -> Running:
+        running.append(Running(server, folder, env, *flags))
+        return running[-1]
+
+    yield duplex
+    for one in running:
+        one.close()
+
+
+def loudness(server_tap: Any, since_s: float, until_s: float | None = None) -> float:
+    """The share of samples that are audible."""
+    pcm, _ = server_tap.between(since_s, until_s)
+    return float(np.mean(np.abs(pcm) > AUDIBLE)) if len(pcm) else 0.0
+
+
+@needs_pulse
+def test_it_speaks_while_it_listens_through_faults_until_ctrl_c(server, duplex):
+    """Moshi of random weights never stops: what is played is sound all along, but while there is no loudspeaker."""
+    with unless_overloaded():
+        heard = server.tap("speaker")
+        talk = duplex()
+        talk.until(lambda: talk.of("ready"), "ready")
+        speed = talk.of("speed")[0]
+        assert speed["budget_ms"] == 80
+        assert speed["fast_enough"] == (speed["step_ms"] <= 72)
+        began_s = time.monotonic()
+        talk.until(lambda: len(talk.of("text")) > 8, "text")
+        time.sleep(1.5)
+        assert loudness(heard, began_s + 0.5) > 0.3
+        server.unplug("speaker")
+        fault = talk.until(lambda: talk.of("fault"), "fault")[0]
+        assert fault["kind"] == "output-gone"
+        assert "it is looked for every second" in fault["message"]
+        n_text = len(talk.of("text"))
+        talk.until(lambda: len(talk.of("text")) > n_text + 8, "text without a loudspeaker")
+        server.plug_speaker()
+        talk.until(lambda: [f for f in talk.of("fault") if f["kind"] == "recovered"], "recovery")
+        heard, again_s = server.tap("speaker"), time.monotonic()
+        time.sleep(1.5)
+        assert loudness(heard, again_s + 0.5) > 0.3
+        code, took_s, err = talk.leave()
+        assert (code, err) == (130, "")
+        assert took_s < LEAVES_S
+        summary = talk.events[-1]
+        assert summary["event"] == "summary"
+        assert summary["seconds"] > 3
+
+
+@needs_pulse
+def test_the_time_is_up_and_tokens_are_kept(duplex, tmp_path):
+    with unless_overloaded():
+        talk = duplex("--seconds", "1.6", "--tokens", str(tmp_path / "t.safetensors"), "--log", str(tmp_path / "log"))
+        assert talk.process.wait(GIVE_UP_S) == 0
+        talk.until(lambda: talk.of("summary"), "summary")
+        assert talk.of("summary")[0]["seconds"] == pytest.approx(1.6)
+        import mlx.core as mx
+
+        tensors = mx.load(str(tmp_path / "t.safetensors"))
+        assert isinstance(tensors, dict)
+        assert (tensors["text"].shape, tensors["audio"].shape) == ((20,), (20, 4))
+        assert json.loads((tmp_path / "log").read_text().splitlines()[0])["assistant"]
+
+
+@needs_pulse
+def test_on_a_terminal_its_words_appear_and_ctrl_c_leaves_it_as_it_was(server, folder, environment):
+    env = {name: value for name, value in environment.items() if name != "PULSE_SERVER"} | server.env
+    with unless_overloaded(), Terminal([*COMMAND, "--model", str(folder)], env=env) as terminal:
+        terminal.wait_for("moshi hears")
+        assert "real-time factor" in terminal.text
+        said_after = len(terminal.text)
+        terminal.wait_for(lambda: len(terminal.text) > said_after + 20)
+        terminal.type("\x03")
+        code, took_s = terminal.leave()
+        assert code == 130
+        assert took_s < LEAVES_S
+        assert "s of conversation" in terminal.text.splitlines()[-1]
+        assert terminal.settings == terminal.before
+        assert "Traceback" not in terminal.text
+
+
+def frame(level: float) -> np.ndarray:
+    return np.full(1920, level, np.float32)
+
+
+def test_what_waits_too_long_is_left_out_silence_first():
+    backlog = Backlog(most=3)
+    for level in (0.1, 0.0, 0.2, 0.3):
+        backlog.put(frame(level))
+    assert (len(backlog), backlog.n_dropped) == (3, 1)
+    backlog.put(frame(0.4))
+    assert backlog.n_dropped == 2
+    taken = [backlog.take() for _ in range(4)]
+    assert [None if f is None else round(float(f[0]), 1) for f in taken] == [0.2, 0.3, 0.4, None]
+
+
+def conversation(tmp_path: Path, prepare: Callable[[], Prepared], seconds: float) -> tuple[Duplex, Told, FileSound]:
+    """On a file, on a clock that passes only while somebody works."""
+    write_audio(tmp_path / "in.wav", 0.1 * np.sin(np.arange(round(seconds * 24_000))).astype(np.float32), 24_000)
+    sound, told = FileSound(tmp_path / "in.wav", None, SimulatedClock(), tail_s=0.0), Told()
+    return Duplex(sound, Report(sound.clock.now_s, [told]), prepare, canceller=None), told, sound
+
+
+def finish(duplex: Duplex) -> None:
+    duplex.start()
+    try:
+        end_s = time.monotonic() + GIVE_UP_S
+        while not duplex.is_over:
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+    finally:
+        duplex.close()
+
+
+def test_a_machine_that_is_too_slow_leaves_sound_out_and_says_so_once(tmp_path):
+    heard = []
+
+    def step(pcm: np.ndarray) -> np.ndarray:
+        heard.append(pcm)
+        time.sleep(0.2)
+        return pcm
+
+    duplex, told, _ = conversation(tmp_path, lambda: Prepared(1920, step), 3.2)
+    finish(duplex)
+    n_frames = len(heard) + duplex.n_dropped
+    assert 35 <= n_frames <= 60  # the file, and what it waits for at its end
+    assert duplex.n_dropped >= 15
+    assert [note["message"] for note in told.of("note")] == [
+        "this machine is late: sound that waits for it is left out, silence first; the end tells how much"
+    ]
+
+
+def test_what_goes_wrong_in_a_step_ends_it(tmp_path):
+    def step(pcm: np.ndarray) -> np.ndarray:
+        raise AudioError(f"{len(pcm)} samples")
+
+    duplex, _, _ = conversation(tmp_path, lambda: Prepared(1920, step), 1.0)
+    with pytest.raises(AudioError, match="1920 samples"):
+        finish(duplex)
+
+    def broken() -> Prepared:
+        raise AudioError("no model")
+
+    duplex, _, _ = conversation(tmp_path, broken, 1.0)
+    with pytest.raises(AudioError, match="no model"):
+        finish(duplex)
+
+
+@pytest.mark.parametrize(("level", "most_s"), [(0.0, QUEUED_S), (0.3, MOST_QUEUED_S)])
+def test_what_is_said_does_not_fall_behind_for_good(tmp_path, level, most_s):
+    """Frames made in a burst, after a delay: answers come at most so much later than they could."""
+    duplex, _, sound = conversation(tmp_path, lambda: Prepared(1920, lambda pcm: pcm), 1.0)
+    sound.start()
+    with sound.clock.attend():
+        for _ in range(10):
+            duplex._say(frame(level))
+        assert most_s - 0.05 < sound.buffered_s < most_s + 0.081
+    assert duplex.n_skipped > 2
+    sound.close()
