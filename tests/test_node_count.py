@@ -1,4 +1,4 @@
-"""How many operations a frame of CSM is: what it costs besides its weights, on any machine.
+"""How many operations a frame of CSM, and a step of Moshi, is: what it costs besides its weights, on any machine.
 
 The number depends on the code and on MLX's version alone. Lower it when the code gets better; a change that needs more
 has to say why.
@@ -7,18 +7,26 @@ has to say why.
 from dataclasses import replace
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from support.models import random_csm_model
+from support.moshi import random_frames, random_moshi
 
 from csm_mlx.benchmark import FrameLoop, count_nodes
-from csm_mlx.config import CsmConfig, SamplingConfig, TransformerConfig
-from csm_mlx.stored import preset
+from csm_mlx.config import CsmConfig, MoshiConfig, SamplingConfig, TransformerConfig
+from csm_mlx.generate.duplex import AUDIO_SAMPLING, TEXT_SAMPLING, DuplexState, duplex_step, first_state
+from csm_mlx.generate.monologue import TextRules, TextSampler
+from csm_mlx.sampling import Sampler
+from csm_mlx.stored import MoshiCheckpointConfig, any_preset, preset
 
 GREEDY = SamplingConfig(temperature=0.0)
 TOP_K = SamplingConfig(temperature=0.9, top_k=50)
 
 MOST_NODES = {"greedy": 5609, "top-k": 5883}
 """Of one frame of csm-1b without its codec, in MLX 0.32.4 on the CPU, where RMSNorm and the like are several."""
+
+MOST_NODES_OF_MOSHI = {"greedy": 2987, "as Kyutai's": 3088}
+"""Of one step of moshi-7b without its codec. With 8 temporal layers it takes 2176, where moshi_mlx takes 5086."""
 
 
 def narrow(stack: TransformerConfig) -> TransformerConfig:
@@ -40,6 +48,54 @@ def test_a_frame_is_no_more_operations_than_it_was(name: str, sampling: Sampling
         loop.finish()
         assert count_nodes(*loop.build()) == n_nodes, "the graph grows from frame to frame"
     assert n_nodes <= MOST_NODES[name]
+
+
+def moshi_7b() -> MoshiConfig:
+    moshi = preset_of_moshi()
+    depth = moshi.depth
+    assert depth is not None
+    return replace(
+        moshi,
+        temporal=replace(narrow(moshi.temporal), n_kv_heads=2),
+        depth=replace(narrow(depth), n_kv_heads=2),
+        text_vocab_size=64,
+        text_head_size=64,
+    )
+
+
+def preset_of_moshi() -> MoshiConfig:
+    config = any_preset("moshi-7b")
+    assert isinstance(config, MoshiCheckpointConfig)
+    return config.moshi
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "audio"), [("greedy", GREEDY, GREEDY), ("as Kyutai's", TEXT_SAMPLING, AUDIO_SAMPLING)]
+)
+def test_a_step_of_moshi_is_no_more_operations_than_it_was(
+    name: str, text: SamplingConfig, audio: SamplingConfig
+) -> None:
+    """Its codec aside: what `TokenSession.step` builds, all 32 layers and 8 times 6 of the depth decoder's."""
+    with mx.stream(mx.cpu):
+        model = random_moshi(moshi_7b())
+        model.prepare()
+        texts, codes = TextSampler(model.config, text, TextRules()), Sampler(audio)
+        state = first_state(model, 1, mx.random.key(0), texts, codes)
+        counts = []
+        for frame in random_frames(model.config, 6):
+            heard = mx.array(frame.astype(np.int32))
+            mx.eval(heard, computed(state))
+            step, state = duplex_step(model, heard, state, texts, codes)
+            assert step.codes is not None
+            counts.append(count_nodes(*computed(state), step.codes))
+    assert counts[-1] == counts[-2], "the graph grows from step to step"
+    assert counts[-1] <= MOST_NODES_OF_MOSHI[name]
+
+
+def computed(state: DuplexState) -> list[mx.array]:
+    """What is asked for of a state."""
+    cache = state["cache"]
+    return [*cache["keys"], *cache["values"], *state["said"], state["key"], state["hidden"]]
 
 
 def test_what_is_computed_already_does_not_count() -> None:

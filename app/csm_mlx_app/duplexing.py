@@ -16,7 +16,7 @@ from csm_mlx.errors import DeviceError
 from csm_mlx.generate.moshi import Moshi, MoshiSession
 from csm_mlx_app import console, loading
 from csm_mlx_app.assistant.duplex import Duplex, Prepared, make_canceller
-from csm_mlx_app.assistant.lines import JsonLines
+from csm_mlx_app.assistant.lines import JsonLines, Plain
 from csm_mlx_app.assistant.records import Log
 from csm_mlx_app.assistant.report import Report
 from csm_mlx_app.codes import write_tensors
@@ -103,7 +103,7 @@ def _file(flags: Flags, source: Path) -> int:
         code = 0
         report.emit("ready", model=str(moshi.path), input=str(source), output=flags.output and str(flags.output))
         try:
-            for said, piece in _steps(flags, moshi, session, pcm):
+            for said, piece in _steps(flags.tail, moshi, session, pcm):
                 heard_s += frame_s
                 notes.put(session, piece)
                 if writer is not None:
@@ -120,14 +120,14 @@ def _file(flags: Flags, source: Path) -> int:
 
 
 def _steps(
-    flags: Flags, moshi: Moshi, session: MoshiSession, pcm: np.ndarray
+    tail_s: float | None, moshi: Moshi, session: MoshiSession, pcm: np.ndarray
 ) -> Iterator[tuple[np.ndarray, str | None]]:
     """Each frame of the file, and what follows it: for a model that translates, the end and silence until it ends."""
     size, frame_s = moshi.frame_size, moshi.frame_size / moshi.sample_rate_hz
     for frame in pad_to_frames(pcm, size).reshape(-1, size):
         yield session.step(frame)
     translates = bool(moshi.config.moshi.conditions)
-    n_more = round((flags.tail if flags.tail is not None else TAIL_S * translates) / frame_s)
+    n_more = round((TAIL_S * translates if tail_s is None else tail_s) / frame_s)
     for n in range(n_more):
         yield session.end() if translates and n == 0 else session.step(np.zeros(size, np.float32))
         if translates and session.text_ids[0] == moshi.tokenizer.eos_id:
@@ -281,10 +281,11 @@ class Notes:
             write_tensors(path, {"text": np.array(self._text), "audio": np.stack(self._codes)})
 
 
-class Written:
+class Written(Plain):
     """For people: the text on stdout as it comes, everything else on stderr."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._is_open = False
 
     def event(self, event: dict[str, Any]) -> None:
@@ -300,12 +301,6 @@ class Written:
             self._is_open = False
         if line is not None:
             console.talk(line)
-
-    def span(self, thread: str, name: str, start_s: float, end_s: float) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def _told(event: dict[str, Any]) -> str | None:

@@ -30,13 +30,18 @@ def load(model: str | None, *, adapter: Path | None = None, speaks: bool = False
     with _watched() as on_progress:
         csm = csm_mlx.load(source, adapter=adapter, on_progress=on_progress, on_note=console.note)
     if speaks:
-        from csm_mlx.checkpoint.load import give_back_memory
-
-        csm.model.prepare()
-        give_back_memory()
-        if csm.config.notice:
-            console.note(csm.config.notice)
+        _make_ready(csm)
     return csm
+
+
+def _make_ready(loaded: "Csm | Stt | Moshi") -> None:
+    """To compute, and says the notice, which is about its voice."""
+    from csm_mlx.checkpoint.load import give_back_memory
+
+    loaded.model.prepare()
+    give_back_memory()
+    if loaded.config.notice:
+        console.note(loaded.config.notice)
 
 
 def load_stt(model: str | None) -> "Stt":
@@ -47,10 +52,7 @@ def load_stt(model: str | None) -> "Stt":
     source = options.resolve_model(name)
     with _watched() as on_progress:
         stt = csm_mlx.load_stt(source, on_progress=on_progress, on_note=console.note)
-    stt.model.prepare()
-    from csm_mlx.checkpoint.load import give_back_memory
-
-    give_back_memory()
+    _make_ready(stt)
     return stt
 
 
@@ -75,4 +77,6 @@ def load_duplex(model: str) -> "Moshi":
     """What `--model` of csm duplex means."""
     source = options.resolve_model(model)
     with _watched() as on_progress:
-        return csm_mlx.load_moshi(source, on_progress=on_progress, on_note=console.note)
+        moshi = csm_mlx.load_moshi(source, on_progress=on_progress, on_note=console.note)
+    _make_ready(moshi)
+    return moshi

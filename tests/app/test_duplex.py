@@ -7,7 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from csm_mlx_app import duplexing
 from support.kyutai import write_checkpoint
+from support.moshi import hibiki_config, random_conversation
 
 import csm_mlx
 from csm_mlx.audio import read_audio, write_audio
@@ -75,9 +77,9 @@ def test_a_file_is_answered_as_the_library_answers(run, tmp_path, folder, user):
     assert "real-time factor" in result.err
 
 
-def test_events_as_json(run, folder, user):
+def test_events_as_json(call, folder, user):
     assert len(user)
-    result = run("duplex", "--model", folder, "--input", "user.wav", "--json", "--seconds", "0.4", "--seed", "3")
+    result = call("duplex", "--model", folder, "--input", "user.wav", "--json", "--seconds", "0.4", "--seed", "3")
     assert (result.code, result.err) == (0, "")
     told = [json.loads(line) for line in result.text.splitlines()]
     assert told[0]["event"] == "ready"
@@ -91,11 +93,11 @@ def test_events_as_json(run, folder, user):
     )
 
 
-def test_the_same_seed_says_the_same_and_another_does_not(run, tmp_path, folder, user):
+def test_the_same_seed_says_the_same_and_another_does_not(call, tmp_path, folder, user):
     assert len(user)
     said = []
     for seed in (1, 1, 2):
-        result = run(
+        result = call(
             "duplex", "--model", folder, "--input", "user.wav", "--tokens", "t.safetensors", "--seed", str(seed)
         )
         assert result.code == 0, result.err
@@ -103,9 +105,9 @@ def test_the_same_seed_says_the_same_and_another_does_not(run, tmp_path, folder,
     assert said[0] == said[1] != said[2]
 
 
-def test_it_goes_on_after_the_end_if_asked_to_and_can_be_kept_quiet(run, tmp_path, folder, user):
+def test_it_goes_on_after_the_end_if_asked_to_and_can_be_kept_quiet(call, tmp_path, folder, user):
     assert len(user)
-    result = run(
+    result = call(
         "duplex", "--model", folder, "--input", "user.wav", "--tokens", "t.safetensors", "--tail", "0.8",
         "--pad-bias", "100", "--repetition-penalty", "1.3",
     )  # fmt: skip
@@ -130,17 +132,17 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_usage(run, tmp_path, user, case):
+def test_wrong_usage(call, tmp_path, user, case):
     assert len(user)
     flags, message = WRONG[case]
     model = [] if case == "no model" else ["--model", "any"]
-    result = run("duplex", *model, *flags)
+    result = call("duplex", *model, *flags)
     assert (result.code, result.out) == (2, b"")
     assert message in result.err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["user.wav"]
 
 
-def test_models_of_another_kind_and_missing_devices_are_one_line(run, folder, user, tmp_path):
+def test_models_of_another_kind_and_missing_devices_are_one_line(call, folder, user, tmp_path):
     assert len(user)
     stt = write_checkpoint(tmp_path / "stt", "stt")
     cases = {
@@ -151,8 +153,24 @@ def test_models_of_another_kind_and_missing_devices_are_one_line(run, folder, us
         ("no/such/model", "--input", "user.wav"): "no/such/model does not exist",
     }
     for (model, *flags), message in cases.items():
-        result = run("duplex", "--model", model, *flags)
+        result = call("duplex", "--model", model, *flags)
         assert (result.code, result.out) == (1, b""), result.err
         assert message in result.err
         assert result.err.startswith("error: ")
         assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("tail", "n_more"), [(0.4, 5), (0.0, 0)])
+def test_hibiki_is_told_that_a_file_is_over(monkeypatch, tail, n_more):
+    """It then hears silence, until it ends its text or so long."""
+    moshi = random_conversation(hibiki_config())
+    session = moshi.session(conditions={"description": "very_good"})
+    told, end = [], session.end
+    monkeypatch.setattr(session, "end", lambda: (told.append(session.stats.n_frames), end())[1])
+    steps = list(duplexing._steps(tail, moshi, session, np.zeros(1920 * 3 - 1, np.float32)))
+    assert len(steps) == session.stats.n_frames == 3 + n_more
+    assert told == [3][:n_more]
+    if n_more:  # what it says next ends its text
+        monkeypatch.setattr(type(moshi.tokenizer), "eos_id", property(lambda _: int(session.text_ids[0])))
+        again = list(duplexing._steps(tail, moshi, session, np.zeros(1, np.float32)))
+        assert len(again) == 2

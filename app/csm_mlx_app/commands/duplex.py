@@ -51,17 +51,8 @@ def duplex(
             help="With --input: go on for so many seconds of silence after the file; Hibiki is told that it is over.",
         ),
     ] = None,
-    input_device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|N",
-            rich_help_panel=SOUND,
-            help="The microphone: part of its name, or its number in csm devices.",
-        ),
-    ] = None,
-    output_device: Annotated[
-        str | None, typer.Option(metavar="NAME|N", rich_help_panel=SOUND, help="The loudspeaker, likewise.")
-    ] = None,
+    input_device: options.InputDevice = None,
+    output_device: options.OutputDevice = None,
     echo: Annotated[
         Echo,
         typer.Option(
@@ -130,11 +121,12 @@ def duplex(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
 ) -> None:
-    """Talk with Moshi: it hears you while it speaks, and may speak at any time; so may you.
+    """Talk with Moshi: you both may speak at any time, also at once.
 
-    Its words appear as it says them. Nothing leaves this machine, and nothing is kept
-    unless --log or --tokens asks for it. Wear headphones where echo cancellation is not
-    installed. At the start it says whether this machine is fast enough. Ctrl-C ends it.
+    Its words appear as it says them; nothing leaves this machine, and
+    nothing is kept unless --log or --tokens asks for it. At the start it
+    says whether this machine is fast enough. Wear headphones where echo
+    cancellation is not installed. Ctrl-C ends it.
 
     [bold]Examples[/bold]
       csm duplex --model kyutai/moshiko-mlx-q4
