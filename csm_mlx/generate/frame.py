@@ -63,6 +63,7 @@ def sample_frame(model: CsmModel, hidden: mx.array, sampler: Sampler, key: mx.ar
         y, state = model.depth_decoder.rows(x, n_steps, state, last_only=True)
         return model.code_logits(y, k), state
 
-    noise = frame_noise(sampler, key, (model.config.n_codebooks, batch, model.config.codebook_size))
-    state = model.depth_decoder.make_state(batch, hidden.dtype, 0)
+    n_codebooks = model.config.n_codebooks
+    noise = frame_noise(sampler, key, (n_codebooks, batch, model.config.codebook_size))
+    state = model.depth_decoder.make_state(batch, hidden.dtype, n_codebooks)
     return mx.concatenate(sample_codes(step, hidden, state, sampler, noise), axis=1).astype(mx.int32)

@@ -1,7 +1,9 @@
-"""ELU and GELU without `exp` and `erf`, which take MLX's CPU backend 12 and 25 ns an element: these take 1 ns.
+"""ELU, GELU and SwiGLU without `exp` and `erf`, which take MLX's CPU backend 12 and 25 ns an element: these take 1 ns.
 
 Free of branches, min and max, so that a compiler vectorizes them, and about as deep as MLX fuses into one kernel.
 """
+
+import math
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +18,9 @@ _Q = (-0.17121676, 0.013880249, -0.00069586277, 2.2850364e-05, -5.6117498e-07)
 # erfc(u / √2) ≈ R(u)^-8 for u >= 0, the form of Abramowitz and Stegun 7.1.28; these make u / 2 times the error least
 # (3e-7), since that is what GELU makes of it.
 _R = (0.99999653, 0.099785547, 0.04452717, 0.0091870132, 2.6124412e-4, 5.9939477e-4, -8.7966516e-5, 1.9978556e-5)
+
+# exp(u) ≈ E(u / 8)^8 for u >= 0, Taylor's: all terms are positive, so nothing cancels, and what overflows is infinite.
+_E = tuple(1 / (math.factorial(n) * 8**n) for n in range(8))
 
 
 @mx.compile
@@ -44,3 +49,30 @@ def _gelu(x: mx.array) -> mx.array:
     r = r * r
     r = r * r
     return 0.5 * ((x + u) - u / (r * r))
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gate / (1 + exp(-gate)) * up, within 5e-7 of it for each unit of gate and up; for float32 on the CPU.
+
+    Its gradient is not a number for gates beyond 130: it is for what was prepared to speak.
+    """
+    # Not elementwise, and costs nothing: else a compiled piece around both would fuse them into seven kernels.
+    return _swiglu(gate, up, mx.contiguous(_decay(gate)))
+
+
+@mx.compile
+def _decay(x: mx.array) -> mx.array:
+    """exp(-abs(x))."""
+    u = mx.abs(x)
+    u2 = u * u
+    e = ((_E[0] + _E[1] * u) + (_E[2] + _E[3] * u) * u2) + ((_E[4] + _E[5] * u) + (_E[6] + _E[7] * u) * u2) * (u2 * u2)
+    e = e * e
+    e = e * e
+    return 1 / (e * e)
+
+
+@mx.compile
+def _swiglu(gate: mx.array, up: mx.array, decay: mx.array) -> mx.array:
+    """gate / (1 + decay), for gates below 0 times decay, which no sum cancels in; times up."""
+    size = mx.abs(gate)
+    return ((gate + size) + (gate - size) * decay) / (2 + 2 * decay) * up

@@ -38,17 +38,19 @@ class Step(NamedTuple):
 
     n_steps: int
     """T."""
-    offset: int | mx.array
-    """Position of the first of them, padding included."""
+    offset: int | mx.array | None
+    """Position of the first of them, padding included; None where it is data, and the mask is about all slots."""
     positions: int | mx.array
     """The same for the rotation, without the padding: also (B,) int32, one per row."""
     slots: mx.array
     """Where their keys and values go: (1,) int32, the first, or (1, 1, T, 1) int32 for a ring."""
     mask: mx.array | str | None
     """Which slots each of them sees: (T, capacity) bool for a ring, (B, 1, 1, written) bool beside padding; "causal"
-    for those written up to itself; None, with one step, for all of those written up to here."""
+    for those written up to itself; None, with one step, for all of those written up to here. Without an offset, what is
+    added to the scores (B, n_kv_heads, heads per key, capacity)."""
     turns: mx.array | None = None
-    """How their queries and keys are turned, made once (`rope.turned`); None where every layer has it done."""
+    """How their queries and keys are turned, and queries scaled, made once (`rope.turned`), for float32 on a CPU; None
+    where every layer has it done."""
     wraps: bool = False
     """Whether it is one position of a ring, whose first slot follows its last."""
 
@@ -178,6 +180,9 @@ def step(offset: int | mx.array, n_steps: int, n_slots: int, window: int | None,
 def write(cache: mx.array, new: mx.array, at: Step) -> tuple[mx.array, mx.array]:
     """`cache` (B, H, capacity, D) with `new` (B, H, T, D) in its slots, in place when nobody else holds `cache`; and
     those of its slots that the mask is about."""
+    if at.offset is None:
+        cache = mx.slice_update(cache, new, at.slots, [2])
+        return cache, cache
     if not isinstance(at.offset, int):
         cache = mx.put_along_axis(cache, mx.broadcast_to(at.slots, new.shape), new.astype(cache.dtype), axis=2)
         return cache, cache

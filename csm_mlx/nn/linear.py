@@ -33,6 +33,11 @@ class Product:
         """Of its layers in their owner."""
         return self._names
 
+    def made_of(self, owner: Any) -> list[tuple[Any, str | int, Any]]:
+        """What it was prepared from, as (module, name, what had that name there); nothing where it is not prepared."""
+        layers = [(owner, name, owner[name]) for name in self._names] if self._made_of else []
+        return [*layers, *((owner[name], key, array) for name, key, array in self._made_of)]
+
     def prepare(self, owner: Any) -> None:
         """Lays the weights out, if they are not and the layers are of one plain kind."""
         if self._made_of and all(owner[name].get(key) is array for name, key, array in self._made_of):

@@ -20,11 +20,16 @@ class RMSNorm(nn.RMSNorm):
     def prepare(self) -> None:
         """See `Transformer.prepare`."""
         weight = self["weight"]
-        self._prepared = (weight, weight[None]) if on_cpu() and weight.dtype == mx.float32 else (None, None)
+        if not on_cpu() or weight.dtype != mx.float32:
+            self._prepared = (None, None)
+        elif self["_prepared"][0] is not weight:
+            row = weight[None]
+            mx.eval(row)
+            self._prepared = (weight, row)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (…, dim); the same shape."""
         shape, (prepared, row) = x.shape, self["_prepared"]
         if prepared is not self["weight"] or shape[0] != 1 or len(shape) != 2 or x.dtype != mx.float32:
             return super().__call__(x)
-        return x * mx.matmul(mx.rsqrt(mx.addmm(self["_eps"], x, x.T, alpha=1 / shape[1])), row)
+        return x * mx.matmul(mx.rsqrt(mx.addmm(self["_eps"], x, x.swapaxes(0, 1), alpha=1 / shape[1])), row)

@@ -38,15 +38,17 @@ class Rope:
         int32 with one per row."""
         return mx.fast.rope(x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods)
 
-    def _turns(self, positions: tuple[int, ...], n_turned: int, n_kept: int) -> mx.array:
-        """Each position's heads as complex factors of their pairs, for `turned`; those of the last `n_kept` are 1.
+    def _turns(self, positions: tuple[int, ...], n_queries: int, n_keys: int, scale: float) -> mx.array:
+        """Each position's heads as complex factors of their pairs, for `turned`: queries, which are scaled too, keys,
+        and as many values, which stay as they are.
 
-        (len(positions), (n_turned + n_kept) * head_dim / 2) complex64.
+        (len(positions), (n_queries + 2 * n_keys) * head_dim / 2) complex64.
         """
-        angles = np.array(positions, np.float32)[:, None] * (np.float32(1) / self._periods)
-        ones = np.ones((len(positions), n_kept * self.head_dim // 2), np.complex64)
-        factors = np.tile(np.exp(1j * angles).astype(np.complex64), (1, n_turned))
-        return mx.array(np.concatenate([factors, ones], axis=1))
+        angles = np.array(positions, np.float32)[:, None, None] * (np.float32(1) / self._periods)
+        factors = np.ones((len(positions), n_queries + 2 * n_keys, self.head_dim // 2), np.complex64)
+        factors[:, : n_queries + n_keys] = np.exp(1j * angles)
+        factors[:, :n_queries] *= np.float32(scale)
+        return mx.array(factors.reshape(len(positions), -1))
 
 
 def turned(x: mx.array, turns: mx.array) -> mx.array:

@@ -1,23 +1,29 @@
 """The one Transformer: those of CSM, Mimi and Moshi differ in `TransformerConfig` only."""
 
-import math
+from functools import lru_cache, partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from csm_mlx.config import TransformerConfig
 from csm_mlx.nn import cache
-from csm_mlx.nn.activations import gelu
+from csm_mlx.nn.activations import gelu, swiglu
 from csm_mlx.nn.cache import CacheState, Step
 from csm_mlx.nn.layout import on_cpu
 from csm_mlx.nn.linear import Product
 from csm_mlx.nn.norm import RMSNorm
+from csm_mlx.nn.piece import Piece
 from csm_mlx.nn.rope import Rope, turned
 
 BLOCK = 512
 """Positions run at once, for which the weights are read once: bounds the memory of a call."""
 RING_BLOCK = 256
 """The same for windowed attention, whose ring it sizes."""
+FEW_SLOTS = 64
+"""Up to which a step looks at all slots of a cache, with a mask for those not written yet: so every step is the same
+graph, and is compiled once. Windowed attention's are no such caches."""
 _QUERY_BLOCK = 64
 """Positions attended at once on a CPU, which has no kernel that skips the scores that a causal mask hides: small blocks
 have few of those."""
@@ -28,7 +34,21 @@ def _norm(config: TransformerConfig) -> nn.Module:
     return make(config.dim, eps=config.norm_eps)
 
 
-class Attention(nn.Module):
+class Layers(nn.Module):
+    """Linear layers, some of which read the same input."""
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """All of them."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """See `Transformer.prepare`."""
+        for product in self.products:
+            product.prepare(self)
+
+
+class Attention(Layers):
     """Causal attention with grouped key/value heads, rotary positions or none, and no biases."""
 
     def __init__(self, config: TransformerConfig, rope: Rope | None):
@@ -41,10 +61,9 @@ class Attention(nn.Module):
         self._rope, self._scale = rope, config.head_dim**-0.5
         self._qkv, self._o = Product("q_proj", "k_proj", "v_proj"), Product("o_proj")
 
-    def prepare(self) -> None:
-        """See `Transformer.prepare`."""
-        self._qkv.prepare(self)
-        self._o.prepare(self)
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return self._qkv, self._o
 
     def __call__(
         self,
@@ -78,11 +97,22 @@ class Attention(nn.Module):
             mask = mask[-1:] if isinstance(mask, mx.array) else None
         if n_queries == 1:  # they see the same: the queries of a group are rows of one head
             queries = queries.reshape(n_rows, self.n_kv_heads, -1, self.head_dim)
-            y = mx.fast.scaled_dot_product_attention(queries, seen_keys, seen_values, scale=self._scale, mask=mask)
+            y = _seen_by_one(queries, seen_keys, seen_values, self._scale if at.turns is None else None, mask)
         else:
             y = _attended(queries, seen_keys, seen_values, self._scale, mask).swapaxes(1, 2)
         y = y.reshape(n_rows, -1)
         return self._o(self, y, onto), keys, values
+
+
+def _seen_by_one(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float | None, mask: mx.array | str | None
+) -> mx.array:
+    """(B, n_kv_heads, T, head_dim): what the T queries of a group, which see the same, see. scale: None on a CPU, where
+    queries are scaled already (`Step.turns`)."""
+    if scale is None and (mask is None or (isinstance(mask, mx.array) and mask.dtype != mx.bool_)):
+        scores = mx.matmul(queries, keys.swapaxes(2, 3))  # what a CPU does anyway, without scaling
+        return mx.matmul(mx.softmax(scores if mask is None else scores + mask, axis=-1), values)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale or 1.0, mask=mask)
 
 
 def _attended(
@@ -100,44 +130,39 @@ def _attended(
     return mx.concatenate(parts, axis=2)
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Layers):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
         self._gate_up, self._down = Product("gate_proj", "up_proj"), Product("down_proj")
-        self._inverse_e, self._one = mx.array(math.exp(-1)), mx.array(1.0)
-        self._with_powers = False
+        self._is_quick = False
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return self._gate_up, self._down
 
     def prepare(self) -> None:
-        """See `Transformer.prepare`."""
-        self._gate_up.prepare(self)
-        self._down.prepare(self)
-        self._with_powers = on_cpu()
+        super().prepare()
+        self._is_quick = on_cpu()
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         gate, up = mx.split(self._gate_up(self, x), 2, axis=-1)
-        if self._with_powers and x.dtype == mx.float32:
-            # A power takes MLX on a CPU half the time of a sigmoid, which was 2 % of a frame. For gates below -88 it is
-            # infinite, its inverse right and its gradient not a number: it is for what was prepared to speak.
-            gate = gate / (mx.power(self["_inverse_e"], gate) + self["_one"])
-        else:
-            gate = gate * mx.sigmoid(gate)
-        return self._down(self, gate * up, onto)
+        is_quick = self._is_quick and gate.dtype == mx.float32
+        return self._down(self, swiglu(gate, up) if is_quick else gate * mx.sigmoid(gate) * up, onto)
 
 
-class GeluMLP(nn.Module):
+class GeluMLP(Layers):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
         self._up, self._down = Product("up_proj"), Product("down_proj")
 
-    def prepare(self) -> None:
-        """See `Transformer.prepare`."""
-        self._up.prepare(self)
-        self._down.prepare(self)
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return self._up, self._down
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         x = gelu(self._up(self, x))  # erf, not the tanh approximation, as Mimi was trained
@@ -187,12 +212,27 @@ class Transformer(nn.Module):
         if config.final_norm:
             self.norm = _norm(config)
         self._config, self._rope = config, rope
+        self._row_at = lru_cache(maxsize=2 * FEW_SLOTS)(partial(_row_at, config, rope))
+        self._row: Piece | None = None
 
     def prepare(self) -> None:
-        """Makes the weights ready to be read in few large products (`Product`); costs no memory, changes no name."""
+        """Makes the weights ready to be read in few large products (`Product`), and a row in a small cache to be one
+        compiled piece; costs no memory, changes no name."""
+        made_of: list[tuple[Any, Any, Any]] = []
+        is_plain = True
         for module in self.modules():
-            if isinstance(module, Attention | SwiGLU | GeluMLP | RMSNorm):
+            if isinstance(module, Layers | RMSNorm):
                 module.prepare()
+            if isinstance(module, RMSNorm):
+                made_of.append((module, "weight", module["weight"]))
+            elif isinstance(module, Layers):
+                for product in module.products:
+                    made_of.extend(held := product.made_of(module))
+                    is_plain = is_plain and bool(held)
+        if not is_plain or self._config.window is not None or self._config.norm != "rms":
+            self._row = None
+        elif self._row is None or not self._row.is_current():
+            self._row = Piece(self._through_row, made_of)
 
     def make_state(self, batch: int, dtype: mx.Dtype, n_positions: int | None = None) -> CacheState:
         """A fresh state with room for `n_positions`, 0 for one that grows with each call; windowed attention needs no
@@ -231,17 +271,66 @@ class Transformer(nn.Module):
         self, x: mx.array, n_steps: int, state: CacheState, *, last_only: bool = False
     ) -> tuple[mx.array, CacheState]:
         """`__call__` for rows x (B * T, dim), those of a sequence together, of at most `BLOCK` positions."""
-        c, offset, padding = self._config, state["offset"], state["padding"]
-        at = cache.step(offset, n_steps, cache.capacity(state), c.window, padding)
-        if n_steps == 1 and isinstance(offset, int) and x.dtype == mx.float32 and self._rope is not None:
-            positions = tuple(offset - n for n in padding) if any(padding) else (offset,)
-            at = at._replace(turns=self._rope.turns(positions, c.n_heads + c.n_kv_heads, c.n_kv_heads))
-        keys, values, layers = [], [], self["layers"]
-        for layer, old_keys, old_values in zip(layers, state["keys"], state["values"], strict=True):
-            is_cut = last_only and n_steps > 1 and layer is layers[-1]
-            x, new_keys, new_values = layer(x, old_keys, old_values, at, last_only=is_cut)
-            keys.append(new_keys)
-            values.append(new_values)
-        if c.final_norm:
-            x = self["norm"](x)
+        offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
+        keys, values, one = state["keys"], state["values"], n_steps == 1
+        if self._row is not None and not self._row.is_current():
+            self._row = None  # it holds the old weights
+        is_small = n_slots <= FEW_SLOTS and not any(padding)
+        if one and is_small and isinstance(offset, int) and offset < n_slots and self._row is not None:
+            at = self._row_at(offset, x.shape[0], n_slots, x.dtype, on_cpu())
+            x, keys, values = self._row(x, keys, values, at)
+        else:
+            at = cache.step(offset, n_steps, n_slots, self._config.window, padding)
+            if one and isinstance(offset, int) and x.dtype == mx.float32 and on_cpu():
+                at = at._replace(turns=_turns(self._config, self._rope, *(offset - n for n in padding or (0,))))
+            x, keys, values = self._through(x, keys, values, at, last_only=last_only)
         return x, {**state, "offset": offset + n_steps, "keys": keys, "values": values}
+
+    def _through(
+        self, x: mx.array, old_keys: list[mx.array], old_values: list[mx.array], at: Step, *, last_only: bool = False
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        """Rows x, the cache and its step; the rows and the cache after all layers."""
+        keys, values, layers = [], [], self["layers"]
+        for layer, layer_keys, layer_values in zip(layers, old_keys, old_values, strict=True):
+            is_cut = last_only and at.n_steps > 1 and layer is layers[-1]
+            x, layer_keys, layer_values = layer(x, layer_keys, layer_values, at, last_only=is_cut)
+            keys.append(layer_keys)
+            values.append(layer_values)
+        return self["norm"](x) if self._config.final_norm else x, keys, values
+
+    def _through_row(
+        self, x: mx.array, keys: list[mx.array], values: list[mx.array], at: "_RowAt"
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        """`_through` for one step whose position is data."""
+        position, slots, mask, *turns = at
+        return self._through(x, keys, values, Step(1, None, position, slots, mask, *turns))
+
+
+_RowAt = tuple[mx.array, ...]
+"""Position (), slots, mask and, where there are some, turns, as in `Step`."""
+
+
+def _row_at(
+    config: TransformerConfig,
+    rope: Rope | None,
+    offset: int,
+    batch: int,
+    n_slots: int,
+    dtype: mx.Dtype,
+    is_cpu: bool,
+) -> _RowAt:
+    """One position of a small cache, as data."""
+    seen = np.where(np.arange(n_slots) <= offset, np.float32(0), np.float32("-inf"))
+    shape = (batch, config.n_kv_heads, config.n_heads // config.n_kv_heads, n_slots)
+    at = [mx.array(offset, mx.int32), mx.array([offset], mx.int32), mx.array(np.broadcast_to(seen, shape), dtype)]
+    if dtype == mx.float32 and is_cpu and (turns := _turns(config, rope, offset)) is not None:
+        at.append(turns)
+    mx.eval(at)
+    return tuple(at)
+
+
+def _turns(config: TransformerConfig, rope: Rope | None, *positions: int) -> mx.array | None:
+    """See `Step.turns`; a position for all rows, or one for each."""
+    if rope is None:
+        return None
+    return rope.turns(positions, config.n_heads, config.n_kv_heads, config.head_dim**-0.5)

@@ -1,0 +1,84 @@
+"""A step in a small cache, compiled once, is the step that it is without: at every position, in every type."""
+
+import gc
+import weakref
+
+import mlx.core as mx
+import pytest
+from support.models import largest, llama
+
+from csm_mlx.nn.cache import CacheState
+from csm_mlx.nn.transformer import FEW_SLOTS, Transformer
+
+N_POSITIONS = 9
+
+
+def stepped(transformer: Transformer, rows: mx.array, n_slots: int) -> tuple[mx.array, CacheState]:
+    """Rows (B, T, dim), two at first, then one by one."""
+    batch, n_steps, dim = rows.shape
+    state, outputs = transformer.make_state(batch, rows.dtype, n_slots), []
+    y, state = transformer.rows(rows[:, :2].reshape(2 * batch, dim), 2, state, last_only=True)
+    outputs.append(y)
+    for i in range(2, n_steps):
+        y, state = transformer.rows(rows[:, i], 1, state)
+        outputs.append(y)
+    return mx.stack(outputs, axis=1), state
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(mx.float32, 1e-5), (mx.float16, 2e-2), (mx.bfloat16, 1e-1)], ids=["f32", "f16", "bf16"]
+)
+@pytest.mark.parametrize("changes", [{}, {"rope_base": None, "rope_scaling": None}], ids=["rotated", "without"])
+def test_a_compiled_step_is_the_step(dtype: mx.Dtype, tolerance: float, batch: int, changes: dict) -> None:
+    transformer = Transformer(llama(64, **changes))
+    transformer.set_dtype(dtype)
+    rows = mx.random.normal((batch, N_POSITIONS, 64)).astype(dtype)
+    expected, expected_state = stepped(transformer, rows, N_POSITIONS)
+    transformer.prepare()
+    large, _ = stepped(transformer, rows, FEW_SLOTS + 1)  # too large to be compiled
+    for n_slots in (N_POSITIONS, FEW_SLOTS):
+        found, state = stepped(transformer, rows, n_slots)
+        assert found.dtype == dtype
+        assert largest((found - expected).astype(mx.float32)) < tolerance
+        assert largest((found - large).astype(mx.float32)) < tolerance
+        assert state["offset"] == expected_state["offset"] == N_POSITIONS
+        for name in ("keys", "values"):
+            for ours, theirs in zip(state[name], expected_state[name], strict=True):
+                assert largest((ours[:, :, :N_POSITIONS] - theirs).astype(mx.float32)) < tolerance
+
+
+def test_an_old_state_is_still_what_it_was() -> None:
+    transformer, rows = Transformer(llama(64)), mx.random.normal((1, N_POSITIONS, 64))
+    transformer.prepare()
+    _, kept = stepped(transformer, rows[:, :4], N_POSITIONS)
+    row, others = rows[:, 4], rows[:, 5]
+    first = transformer.rows(row, 1, kept)[0]
+    mx.eval(transformer.rows(others, 1, kept)[0])
+    assert mx.array_equal(transformer.rows(row, 1, kept)[0], first)
+
+
+def test_other_weights_are_noticed() -> None:
+    transformer, other, rows = Transformer(llama(64)), Transformer(llama(64)), mx.random.normal((1, N_POSITIONS, 64))
+    transformer.prepare()
+    before, _ = stepped(transformer, rows, N_POSITIONS)
+    transformer.layers[1].mlp.down_proj.weight = other.layers[1].mlp.down_proj.weight
+    after, _ = stepped(transformer, rows, N_POSITIONS)
+    assert largest(after - before) > 1e-2
+    transformer.prepare()
+    assert largest(stepped(transformer, rows, N_POSITIONS)[0] - after) < 1e-5
+    transformer.norm.weight = 2 * transformer.norm.weight
+    assert largest(stepped(transformer, rows, N_POSITIONS)[0] - 2 * after) < 1e-4
+
+
+def test_its_weights_go_with_the_last_reference() -> None:
+    transformer = Transformer(llama(64))
+    transformer.prepare()
+    mx.eval(stepped(transformer, mx.random.normal((1, 4, 64)), N_POSITIONS)[0])
+    gone = weakref.ref(transformer)
+    gc.disable()
+    try:
+        del transformer
+        assert gone() is None
+    finally:
+        gc.enable()
