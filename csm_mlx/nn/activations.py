@@ -74,5 +74,4 @@ def _decay(x: mx.array) -> mx.array:
 @mx.compile
 def _swiglu(gate: mx.array, up: mx.array, decay: mx.array) -> mx.array:
     """gate / (1 + decay), for gates below 0 times decay, which no sum cancels in; times up."""
-    size = mx.abs(gate)
-    return ((gate + size) + (gate - size) * decay) / (2 + 2 * decay) * up
+    return (mx.maximum(gate, 0) + mx.minimum(gate, 0) * decay) / (1 + decay) * up

@@ -110,8 +110,9 @@ def _seen_by_one(
     """(B, n_kv_heads, T, head_dim): what the T queries of a group, which see the same, see. scale: None on a CPU, where
     queries are scaled already (`Step.turns`)."""
     if scale is None and (mask is None or (isinstance(mask, mx.array) and mask.dtype != mx.bool_)):
-        scores = mx.matmul(queries, keys.swapaxes(2, 3))  # what a CPU does anyway, without scaling
-        return mx.matmul(mx.softmax(scores if mask is None else scores + mask, axis=-1), values)
+        keys = keys.swapaxes(2, 3)  # what a CPU does anyway, without scaling
+        scores = mx.matmul(queries, keys) if mask is None else mx.addmm(mask, queries, keys)
+        return mx.matmul(mx.softmax(scores, axis=-1), values)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale or 1.0, mask=mask)
 
 
