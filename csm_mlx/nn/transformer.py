@@ -304,7 +304,7 @@ class Transformer(nn.Module):
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
         """`_through` for one step whose position is data."""
         position, slots, mask, *turns = at
-        return self._through(x, keys, values, Step(1, None, position, slots, mask, *turns))
+        return self._through(x, keys, values, Step(1, None, position, slots, mask, turns[0] if turns else None))
 
 
 _RowAt = tuple[mx.array, ...]
