@@ -56,6 +56,10 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
     Its gradient is not a number for gates beyond 130: it is for what was prepared to speak.
     """
+    if (
+        gate.shape[0] > 1
+    ):  # halves of rows: MLX would compile its kernels once more for gaps, seconds at the first sound
+        gate, up = mx.contiguous(gate), mx.contiguous(up)
     # Not elementwise, and costs nothing: else a compiled piece around both would fuse them into seven kernels.
     return _swiglu(gate, up, mx.contiguous(_decay(gate)))
 
