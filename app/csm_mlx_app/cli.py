@@ -120,7 +120,7 @@ def _leave(code: int) -> NoReturn:
     Such threads abort the process when they ask for Python's lock after its end: whisper's when it is interrupted, and
     MLX's when its caches are freed, which happens after `Thread.join` has returned.
     """
-    if not sys.modules.keys() & {"csm_mlx_app.talking", "csm_mlx_app.duplexing"}:
+    if not sys.modules.keys() & {f"csm_mlx_app.{name}" for name in ("talking", "duplexing", "transcribing")}:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader is gone, or it never was there

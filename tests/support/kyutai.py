@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from support import layouts
 from support.moshi import kyutai_config, moshi_config, random_moshi, share_norms, stt_config, write_kyutai, write_spm
 from support.stt import with_words
@@ -18,16 +19,28 @@ STT = {"audio_delay_seconds": 0.16, "audio_silence_prefix_seconds": 0.08}
 def write_checkpoint(
     folder: Path, kind: str, layout: str = "torch", n_ids: int = 320, wordy: bool = False, **config: Any
 ) -> Path:
-    """A checkpoint as Kyutai's repositories hold it, under their names; wordy: its text has pads and marks."""
+    """A checkpoint as Kyutai's repositories hold it, under their names; wordy: its text has pads and marks,
+    and depends on the sound."""
     text = {"text_vocab_size": n_ids, "text_head_size": n_ids}
     if kind == "stt":
         model = random_moshi(stt_config(codebook_size=layouts.CONFIG.codec.codebook_size, **text))
     else:
         model = share_norms(random_moshi(moshi_config(codebook_size=layouts.CONFIG.codec.codebook_size, **text)))
-    write_kyutai(with_words(model) if wordy else model, folder, layout)
-    layouts.save(folder / files.MIMI_FILE, layouts.kyutai_mimi(layouts.make_tiny(codec_config=CODEC)))
+    write_kyutai(with_words(model, 6.0) if wordy else model, folder, layout)
+    tiny = layouts.make_tiny(codec_config=CODEC)
+    layouts.save(folder / files.MIMI_FILE, layouts.kyutai_mimi(_hearing(tiny) if wordy else tiny))
     write_spm(folder / "tokenizer_spm_32k_3.model")
     said: dict[str, Any] = kyutai_config(model.config) | {"tokenizer_name": "tokenizer_spm_32k_3.model"}
     said |= {"stt_config": STT} if kind == "stt" else {}
     layouts.write_json(folder / files.CONFIG, said | config)
     return folder
+
+
+def _hearing(tiny: layouts.Tiny) -> layouts.Tiny:
+    """With an encoder whose layers keep the loudness of what they hear: small weights hear their own biases."""
+    codec = {}
+    for name, w in tiny.codec.items():
+        is_hearing = name.startswith(("encoder.", "downsample."))
+        gain = 15 / np.sqrt(np.prod(w.shape[1:])) if w.ndim == 3 else 0
+        codec[name] = w * np.float32(gain) if is_hearing else w
+    return replace(tiny, codec=codec)

@@ -68,11 +68,11 @@ def random_stt(stt: SttConfig | None = None, **changes: Any) -> Stt:
     return stt_of(with_words(random_moshi(config(**changes))), stt)
 
 
-def with_words(model: MoshiModel) -> MoshiModel:
+def with_words(model: MoshiModel, strength: float = 3.5) -> MoshiModel:
     """A random model whose text has pads and marks, as those of real ones."""
-    boost = mx.zeros((model.config.text_head_size, 1))
-    boost[mx.array([MARK, PAD])] = 2.5
-    model.text_head.weight = model.text_head.weight * (1 + boost)
+    factors = mx.ones((model.config.text_head_size, 1))
+    factors[mx.array([MARK, PAD])] = strength
+    model.text_head.weight = model.text_head.weight * factors
     return model
 
 

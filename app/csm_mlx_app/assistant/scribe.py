@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from csm_mlx.generate.words import Word
 
 from csm_mlx.generate.tail import is_silent
 from csm_mlx.generate.transcribe import Stt
+from csm_mlx.generate.words import Word
 from csm_mlx_app.assistant import events
 from csm_mlx_app.assistant.ears import KEPT_S, Ears
 from csm_mlx_app.assistant.report import Report
