@@ -5,13 +5,11 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from csm_mlx_app.captions import BLOCKS, VTT_HEADER, CueBuilder, said_s
+from csm_mlx_app.captions import BLOCKS, PAUSE_S, VTT_HEADER, Cue, CueBuilder, said_s
 
 if TYPE_CHECKING:
     from csm_mlx.generate.words import Word
 
-NEW_LINE_S = 1.5
-"""A pause as long as this begins a new line."""
 Write = Callable[[str], None]
 
 
@@ -42,7 +40,7 @@ class TextTeller:
             return
         last = self._last
         if last is not None:
-            is_new = self._breaks or word.start_s - said_s(last) >= NEW_LINE_S
+            is_new = self._breaks or word.start_s - said_s(last) >= PAUSE_S
             self._write("\n" if is_new else " ")
         self._write(word.text)
         self._last, self._breaks = word, False
@@ -142,7 +140,7 @@ class CueTeller:
         if self._n == 0 and self._format == "vtt":
             self._write(VTT_HEADER)
 
-    def _tell(self, cues: list) -> None:
+    def _tell(self, cues: list[Cue]) -> None:
         for cue in cues:
             self._n += 1
             self._write(BLOCKS[self._format](cue, self._n))

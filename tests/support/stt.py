@@ -68,7 +68,7 @@ def random_stt(stt: SttConfig | None = None, **changes: Any) -> Stt:
     return stt_of(with_words(random_moshi(config(**changes))), stt)
 
 
-def with_words(model: MoshiModel, strength: float = 3.5) -> MoshiModel:
+def with_words(model: MoshiModel, strength: float = 2.2) -> MoshiModel:
     """A random model whose text has pads and marks, as those of real ones."""
     factors = mx.ones((model.config.text_head_size, 1))
     factors[mx.array([MARK, PAD])] = strength
