@@ -149,8 +149,8 @@ class MoshiModel(nn.Module):
         return [rows[0 if c.depth_shares_input else weights] for weights in c.depth_schedule]
 
     def make_depth_state(self, batch: int) -> CacheState:
-        """Of a frame before its first codebook; all sets of weights share it."""
-        return self.depth_decoders[0].make_state(batch, self.dtype, 0)
+        """Of a frame before its first codebook, with room for all of them; all sets of weights share it."""
+        return self.depth_decoders[0].make_state(batch, self.dtype, self._config.n_generated)
 
     def depth_step(
         self, codebook: int, row: mx.array, token: mx.array, state: CacheState
