@@ -71,7 +71,7 @@ def load(path_or_id: str | Path | None = None, **options: Any) -> "Csm":
     from csm_mlx.generate.session import Csm
 
     checkpoint = load_checkpoint(path_or_id or default_checkpoint(), **options)
-    return Csm(checkpoint.model, checkpoint.codec, checkpoint.tokenizer, checkpoint.config, checkpoint.path)
+    return Csm(**vars(checkpoint))
 
 
 def load_stt(path_or_id: str | Path, **options: Any) -> "Stt":
@@ -83,7 +83,7 @@ def load_stt(path_or_id: str | Path, **options: Any) -> "Stt":
     from csm_mlx.generate.transcribe import Stt
 
     checkpoint = load_moshi_checkpoint(path_or_id, "stt", **options)
-    return Stt(checkpoint.model, checkpoint.codec, checkpoint.tokenizer, checkpoint.config, checkpoint.path)
+    return Stt(**vars(checkpoint))
 
 
 def load_moshi(path_or_id: str | Path, **options: Any) -> "Moshi":
@@ -92,4 +92,4 @@ def load_moshi(path_or_id: str | Path, **options: Any) -> "Moshi":
     from csm_mlx.generate.moshi import Moshi
 
     checkpoint = load_moshi_checkpoint(path_or_id, "moshi", **options)
-    return Moshi(checkpoint.model, checkpoint.codec, checkpoint.tokenizer, checkpoint.config, checkpoint.path)
+    return Moshi(**vars(checkpoint))

@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,11 +15,12 @@ from csm_mlx.checkpoint.source import Source, open_csm, open_moshi
 from csm_mlx.errors import CheckpointError, ConfigError, TokenizerError
 from csm_mlx.lora import fuse_model, settle
 from csm_mlx.models.csm import CsmModel
+from csm_mlx.models.loaded import Loaded
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.quantize import apply_quantization, dequantize_model, named_parameters
 from csm_mlx.stored import AnyConfig, CheckpointConfig, MoshiCheckpointConfig
-from csm_mlx.tokenizer import SpmTokenizer, TextTokenizer, Tokenizer
+from csm_mlx.tokenizer import SpmTokenizer, TextTokenizer
 
 UNPACKED_BYTES = 256_000_000
 ON_DISK_BYTES = 64_000_000
@@ -30,28 +30,10 @@ _ENCODER = ("encoder", "encoder_transformer", "downsample")
 """Parts of the codec that only encoding needs, 155 of Mimi's 384 MB: read when sound is first encoded."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """All that speech needs."""
-
-    model: CsmModel
-    codec: Mimi
-    tokenizer: Tokenizer
-    config: CheckpointConfig
-    path: Path
-    """The folder it was read from, in the Hub's cache for a repository."""
-
-
-@dataclass(frozen=True)
-class MoshiCheckpoint:
-    """All that listening, or listening and speaking at once, needs."""
-
-    model: MoshiModel
-    codec: Mimi
-    tokenizer: SpmTokenizer
-    config: MoshiCheckpointConfig
-    path: Path
-    """As `Checkpoint.path`."""
+Checkpoint = Loaded[CsmModel, TextTokenizer, CheckpointConfig]
+"""All that speech needs."""
+MoshiCheckpoint = Loaded[MoshiModel, SpmTokenizer, MoshiCheckpointConfig]
+"""All that listening, or listening and speaking at once, needs."""
 
 
 def load_checkpoint(

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
 import mlx.core as mx
@@ -13,30 +12,16 @@ from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import AudioError, ConfigError
 from csm_mlx.generate.duplex import DuplexState, TokenSession
 from csm_mlx.generate.monologue import TextRules
-from csm_mlx.models.mimi import Mimi, State
+from csm_mlx.models.loaded import Loaded
+from csm_mlx.models.mimi import State
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.stored import MoshiCheckpointConfig
 from csm_mlx.tokenizer import PieceStream, SpmTokenizer
 
 
 @dataclass(frozen=True, eq=False)
-class Moshi:
+class Moshi(Loaded[MoshiModel, SpmTokenizer, MoshiCheckpointConfig]):
     """A loaded checkpoint. One serves many sessions; it holds no state of theirs."""
-
-    model: MoshiModel
-    codec: Mimi
-    tokenizer: SpmTokenizer
-    config: MoshiCheckpointConfig
-    path: Path
-
-    @property
-    def sample_rate_hz(self) -> int:
-        return self.codec.config.sample_rate_hz
-
-    @property
-    def frame_size(self) -> int:
-        """Samples per frame."""
-        return self.codec.config.frame_size
 
     def session(
         self,

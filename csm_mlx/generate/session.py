@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -15,30 +14,15 @@ from csm_mlx.generate.batch import Utterance, utterances
 from csm_mlx.generate.context import Context, ContextSnapshot
 from csm_mlx.generate.speech import Speech
 from csm_mlx.models.csm import CsmModel
-from csm_mlx.models.mimi import Mimi
+from csm_mlx.models.loaded import Loaded
 from csm_mlx.sampling import Sampler, first_key
 from csm_mlx.stored import CheckpointConfig
 from csm_mlx.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
-class Csm:
+class Csm(Loaded[CsmModel, Tokenizer, CheckpointConfig]):
     """A loaded checkpoint. One serves many sessions; it holds no state of theirs."""
-
-    model: CsmModel
-    codec: Mimi
-    tokenizer: Tokenizer
-    config: CheckpointConfig
-    path: Path
-
-    @property
-    def sample_rate_hz(self) -> int:
-        return self.codec.config.sample_rate_hz
-
-    @property
-    def frame_size(self) -> int:
-        """Samples per frame."""
-        return self.codec.config.frame_size
 
     def session(self, *, seed: int = 0, sampling: SamplingConfig | None = None) -> "CsmSession":
         """A new conversation. The same seed and the same calls give the same sound; `sampling` defaults to the

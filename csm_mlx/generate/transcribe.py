@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -37,24 +36,19 @@ from csm_mlx.generate.reader import (
 from csm_mlx.generate.tail import is_silent
 from csm_mlx.generate.transcribe_batch import transcripts
 from csm_mlx.generate.words import GUARD, GuardRule, PauseRule
-from csm_mlx.models.mimi import CHUNK_FRAMES, Mimi, State
+from csm_mlx.models.loaded import Loaded
+from csm_mlx.models.mimi import CHUNK_FRAMES, State
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.stored import MoshiCheckpointConfig, SttConfig
 from csm_mlx.tokenizer import SpmTokenizer
 
 
 @dataclass(frozen=True, eq=False)
-class Stt:
+class Stt(Loaded[MoshiModel, SpmTokenizer, MoshiCheckpointConfig]):
     """A loaded checkpoint of a model that writes what it hears. One serves many sessions; it holds no state of theirs.
 
     `ConfigError` for a model that speaks.
     """
-
-    model: MoshiModel
-    codec: Mimi
-    tokenizer: SpmTokenizer
-    config: MoshiCheckpointConfig
-    path: Path
 
     def __post_init__(self) -> None:
         if self.config.stt is None:
@@ -62,15 +56,6 @@ class Stt:
                 f"{self.path} says {self.model.config.n_generated} codebooks; transcribing needs a model that writes "
                 "text alone, such as kyutai/stt-1b-en_fr"
             )
-
-    @property
-    def sample_rate_hz(self) -> int:
-        return self.codec.config.sample_rate_hz
-
-    @property
-    def frame_size(self) -> int:
-        """Samples per frame."""
-        return self.codec.config.frame_size
 
     @property
     def _timing(self) -> SttConfig:

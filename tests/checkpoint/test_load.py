@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from support import layouts
 
 from csm_mlx.checkpoint.detect import csm_layout, mimi_layout
-from csm_mlx.checkpoint.load import Checkpoint, load_checkpoint
+from csm_mlx.checkpoint.load import load_checkpoint
 from csm_mlx.checkpoint.source import open_source
 from csm_mlx.errors import CheckpointError, ConfigError, CsmError, TokenizerError
 from csm_mlx.quantize import dequantized
@@ -484,7 +484,7 @@ def test_a_checkpoint_says_where_it_is(tiny: layouts.Tiny, tmp_path: Path) -> No
 
     loaded = load_checkpoint(str(tmp_path))
 
-    assert isinstance(loaded, Checkpoint)
+    assert isinstance(loaded.model, CsmModel)
     assert loaded.path == tmp_path
 
 
