@@ -16,6 +16,7 @@ from csm_mlx.checkpoint.detect import csm_layout, mimi_layout
 from csm_mlx.checkpoint.load import load_checkpoint
 from csm_mlx.checkpoint.source import open_source
 from csm_mlx.errors import CheckpointError, ConfigError, CsmError, TokenizerError
+from csm_mlx.models.csm import CsmModel
 from csm_mlx.quantize import dequantized
 
 TINY_HF = Path(__file__).parents[2].parent / "shared" / "csm-tiny-hf"
