@@ -21,12 +21,6 @@ _ENDS = (".", "?", "!", "…")
 _CLOSERS = "\"')]”’»"
 
 
-def said_s(word: "Word") -> float:
-    """When a word has been said. Its time stops where the next begins, so that pauses are in it."""
-    assert word.stop_s is not None
-    return min(word.stop_s, word.start_s + 0.4 + 0.08 * len(word.text))
-
-
 @dataclass(frozen=True)
 class Cue:
     start_s: float
@@ -54,15 +48,15 @@ class CueBuilder:
         return done
 
     def _breaks_before(self, word: "Word") -> bool:
-        text, gap_s = _text(self._words), word.start_s - said_s(self._words[-1])
+        text, gap_s = _text(self._words), word.start_s - self._words[-1].said_s
         if text.rstrip(_CLOSERS).endswith(_ENDS) and (len(text) > SHORT_CHARS or gap_s >= BREATH_S):
             return True
-        too_long = said_s(word) - self._words[0].start_s > MAX_CUE_S
+        too_long = word.said_s - self._words[0].start_s > MAX_CUE_S
         return gap_s >= PAUSE_S or too_long or not _fits(f"{text} {word.text}")
 
     def _cue(self, next_s: float | None) -> Cue:
         start_s = self._words[0].start_s
-        stop_s = max(said_s(self._words[-1]), start_s + MIN_CUE_S)
+        stop_s = max(self._words[-1].said_s, start_s + MIN_CUE_S)
         return Cue(start_s, stop_s if next_s is None else min(stop_s, next_s), _lines(_text(self._words)))
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-import csm_mlx
+from csm_mlx.checkpoint import files
+from csm_mlx.checkpoint.groups import read_json
 from csm_mlx.errors import CsmError
 from csm_mlx.quantize import named_parameters
-from csm_mlx_app import checkpoints, console, options
+from csm_mlx_app import checkpoints, loading, options
 
 if TYPE_CHECKING:
-    from csm_mlx import Csm, Stt
+    from csm_mlx import Csm
     from csm_mlx.models.mimi import Mimi
     from csm_mlx_app.assistant.scribe import Scribe
 
@@ -21,47 +22,54 @@ KYUTAI = "kyutai"
 """`--asr` by this name takes whichever is here."""
 CONVERT = "csm convert kyutai/stt-1b-en_fr-candle weights/stt-1b-en_fr-q4 -q"
 """Fetches the one that hears pauses too."""
+SOON_S = 1.0
+"""Text that comes later than this after the sound is no default for a conversation: stt-2.6b's comes after 2.5 s."""
 
 
 def find_stt(asr: str | None) -> str | None:
-    """The checkpoint that `--asr` means, or None where it means whisper. Without it, one that is here.
+    """The checkpoint that `--asr` means, or None where it means whisper. Without it, one that is here and whose text
+    comes soon.
 
-    `CsmError` where it is asked for and there is none.
+    `CsmError` where it is asked for and there is none, or a model of another kind.
     """
     if asr is not None and asr != KYUTAI:
         return _named(asr)
     here = [found for found in checkpoints.find_checkpoints()[0] if found.kind == "stt"]
-    if here:
-        return str(here[0].path)
+    ranked = sorted((*_merits(found.path), str(found.path)) for found in here)
+    if ranked and (asr == KYUTAI or ranked[0][1] <= SOON_S):
+        return ranked[0][2]
     if asr is None:
         return None
     raise CsmError(f"no speech-to-text checkpoint of Kyutai's is in ./weights or the hub's cache; fetch one: {CONVERT}")
 
 
+def _merits(folder: Path) -> tuple[bool, float]:
+    """(whether it does not hear pauses, how late its text comes in seconds): the lower, the better to talk with."""
+    config = read_json(folder / files.CONFIG)
+    if "moshi" in config:
+        delay, n_heads = config.get("stt", {}).get("delay_s"), config["moshi"].get("n_extra_heads")
+    else:
+        delay = (config.get("stt_config") or {}).get("audio_delay_seconds")
+        n_heads = config.get("extra_heads_num_heads")
+    return not n_heads, SOON_S if delay is None else float(delay)
+
+
 def _named(asr: str) -> str | None:
-    """A hub id or a folder with such a checkpoint."""
+    """A hub id or a folder with such a checkpoint; None for what may be whisper's."""
     if asr.startswith(f"{KYUTAI}/"):
         return asr
     folder = Path(options.resolve_model(asr))
     found = checkpoints.describe(folder.name, "here", folder) if folder.is_dir() else None
-    return str(folder) if found is not None and found.kind == "stt" else None
-
-
-def load_stt(source: str) -> "Stt":
-    """Watched while it is fetched."""
-    with console.progress("{task.completed:.0f}/{task.total:.0f} MB  {task.fields[name]}") as show:
-
-        def on_progress(name: str, done: int, total: int) -> None:
-            show(name=name, completed=done / 1e6, total=total / 1e6)
-
-        return csm_mlx.load_stt(source, on_progress=on_progress, on_note=console.note)
+    if found is not None and found.kind != "stt":
+        raise CsmError(f"{folder} holds a model of kind {found.kind}, expected speech-to-text; csm models lists yours")
+    return None if found is None else str(folder)
 
 
 def together(csm: "Csm", source: str) -> "tuple[Csm, Scribe]":
     """CSM, and what recognizes for it, with one codec in memory where both have the same; warmed up."""
     from csm_mlx_app.assistant.scribe import Scribe
 
-    stt, n_codebooks = load_stt(source), csm.config.csm.n_codebooks
+    stt, n_codebooks = loading.load_stt(source), csm.config.csm.n_codebooks
     shares = stt.model.config.n_heard >= n_codebooks and _same(csm.codec, stt.codec)
     if shares:
         csm = replace(csm, codec=stt.codec)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from csm_mlx_app.captions import BLOCKS, PAUSE_S, VTT_HEADER, Cue, CueBuilder, said_s
+from csm_mlx_app.captions import BLOCKS, PAUSE_S, VTT_HEADER, Cue, CueBuilder
 
 if TYPE_CHECKING:
     from csm_mlx.generate.words import Word
@@ -40,7 +40,7 @@ class TextTeller:
             return
         last = self._last
         if last is not None:
-            is_new = self._breaks or word.start_s - said_s(last) >= PAUSE_S
+            is_new = self._breaks or word.start_s - last.said_s >= PAUSE_S
             self._write("\n" if is_new else " ")
         self._write(word.text)
         self._last, self._breaks = word, False

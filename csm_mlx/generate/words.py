@@ -35,6 +35,12 @@ class Word:
     def final(self) -> bool:
         return self.stop_s is not None
 
+    @property
+    def said_s(self) -> float:
+        """When it has been said, at the latest. Its time stops where the next word begins, so that pauses are in it."""
+        longest_s = self.start_s + 0.4 + 0.08 * len(self.text)
+        return longest_s if self.stop_s is None else min(self.stop_s, longest_s)
+
 
 class WordClock:
     """Makes words with times out of text ids, one per frame; one per conversation.

@@ -57,8 +57,7 @@ class Conductor:
                 assert self._listener is not None
                 self._listener.submit(action)
                 if final:
-                    pcm = self._listener.audio(start_s, end_s)
-                    self._worker.tell(Encode(turn, revision, pcm, start_s, end_s))
+                    self._worker.tell(Encode(turn, revision, self._listener.audio(start_s, end_s)))
             case events.Begin():
                 self._worker.tell(Ready(action, self._output.generation))
             case events.Open(turn=turn):

@@ -67,7 +67,8 @@ class Conversation:
         if parts.recognizer is not None or parts.streams:
             self._ears = Ears(self._sound, self.post, echo=parts.echo, note=self._report.note)
         if self._ears is not None and parts.recognizer is None:
-            self._hearing = StreamHearing(self._ears, self._worker.tell, engine.csm.frame_size)
+            assert engine.scribe is not None
+            self._hearing = StreamHearing(self._ears, self._worker.tell, engine.scribe.frame_size)
         elif self._ears is not None and parts.recognizer is not None:
             self._hearing = Hearing(
                 parts.recognizer,

@@ -50,6 +50,8 @@ class Ears:
         """What is done now: never `auto` once a canceller failed."""
         self.level_db = SILENCE_DB
         """Of the last window, for a meter."""
+        self.probability = 0.0
+        """Of speech, in the last window."""
         self.on_sound: Callable[[np.ndarray, float], None] | None = None
         """Takes all that is heard, cleaned, (n_samples,) at 24 kHz, and the time at which it ends; in this thread."""
         self._detect = _voice_detector()
@@ -124,6 +126,7 @@ class Ears:
         self.level_db = level_db(sound)
         probability = self._detect(sound.tolist())  # in half-duplex too: its state must not miss anything
         start_s = t_s - WINDOW_S
+        self.probability = probability
         if self._is_deaf(start_s):
             probability = 0.0
         return Window(t_s, probability, self.level_db, playing=start_s < self._last_played_s)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from csm_mlx.generate.tail import is_silent
 from csm_mlx.generate.transcribe import Stt
 from csm_mlx.generate.words import Word
 from csm_mlx_app.assistant import events
@@ -24,6 +23,7 @@ from csm_mlx_app.sound.device import RATE_HZ
 
 LATE_S = 2.0
 """Recognition that is so far behind is told."""
+_VOICE = 0.5
 _EARLY_S = 0.2
 """By which the model may place a word too early: one that ends so shortly before a turn's sound still is of it."""
 
@@ -34,6 +34,8 @@ class Heard:
 
     pcm: np.ndarray
     t_s: float
+    is_voice: bool | None = None
+    """Whether somebody speaks in it; None where nobody knows."""
 
 
 class StreamHearing:
@@ -53,7 +55,8 @@ class StreamHearing:
         self._waiting = np.concatenate([self._waiting, pcm])
         while len(self._waiting) >= self._frame_size:
             frame, self._waiting = self._waiting[: self._frame_size], self._waiting[self._frame_size :]
-            self._tell(Heard(frame, t_s - len(self._waiting) / RATE_HZ))
+            is_voice = self._ears.probability >= _VOICE  # loudness alone would take a fan for a voice
+            self._tell(Heard(frame, t_s - len(self._waiting) / RATE_HZ, is_voice))
 
     def submit(self, action: events.Transcribe) -> None:
         """From any thread."""
@@ -77,6 +80,7 @@ class Scribe:
     def __init__(self, stt: Stt, *, n_codebooks: int | None):
         """n_codebooks: of the codes that CSM takes, where its codec is this one; None where it has another."""
         self._session, self._n_codebooks = stt.session(), n_codebooks
+        self.frame_size = stt.frame_size
         self._frame_s = stt.frame_size / stt.sample_rate_hz
         self._frames: deque[_Frame] = deque(maxlen=round(KEPT_S / self._frame_s))
         self._words: deque[Word] = deque(maxlen=1000)
@@ -84,13 +88,23 @@ class Scribe:
         self._start_s = 0.0
         """Of the words' own time, on the clock."""
 
+    @property
+    def shares_codec(self) -> bool:
+        """Whether its codes are CSM's too."""
+        return self._n_codebooks is not None
+
+    @property
+    def now_s(self) -> float:
+        """How far what was heard has been read."""
+        return self._start_s + self._session.now_s
+
     def hear(self, heard: Heard) -> bool:
         """One frame; whether the model has heard that the turn is over."""
         codes = self._session.encode(heard.pcm)[0]
         self._frames.append(_Frame(heard.t_s, codes))
         # The words' times count frames; a gap in the microphone's sound moves all later ones.
         self._start_s = heard.t_s - self._session.stats.n_frames * self._frame_s - self._frame_s
-        step = self._session.step_codes(codes, is_voice=not is_silent(heard.pcm))
+        step = self._session.step_codes(codes, is_voice=heard.is_voice)
         self._read(step.words)
         return step.pause
 
@@ -122,8 +136,7 @@ class Scribe:
                 self._growing = placed
 
     def _lies_in(self, word: Word, start_s: float, end_s: float) -> bool:
-        stop_s = end_s if word.stop_s is None else word.stop_s
-        return stop_s > start_s - _EARLY_S and word.start_s < end_s
+        return word.said_s > start_s - _EARLY_S and word.start_s < end_s
 
 
 class Desk:
@@ -141,17 +154,31 @@ class Desk:
         self.scribe = scribe
         self._post, self._clock, self._report, self._speaking_text = post, clock, report, speaking_text
         self._is_late = False
+        self._asked: list[events.Transcribe] = []
+        """What somebody said over a reply: it is told once it is read, for silence pushed in now would cut a word."""
 
     def handle(self, message: Heard | events.Transcribe) -> None:
-        started_s = self._clock.now_s()
         if isinstance(message, Heard):
-            is_over = self.scribe.hear(message)
-            now_s = self._clock.now_s()
-            self._report.span("worker", "listening", started_s, now_s)
-            self._watch(now_s - message.t_s)
-            if is_over:
-                self._post(events.Finished(now_s))
-            return
+            self._hear(message)
+        elif message.final or not self._speaking_text():
+            self._asked = []
+            self._answer(message)
+        else:
+            self._asked.append(message)
+
+    def _hear(self, heard: Heard) -> None:
+        started_s = self._clock.now_s()
+        is_over = self.scribe.hear(heard)
+        now_s = self._clock.now_s()
+        self._report.span("worker", "listening", started_s, now_s)
+        self._watch(now_s - heard.t_s)
+        if is_over:
+            self._post(events.Finished(now_s))
+        while self._asked and self.scribe.now_s >= self._asked[0].end_s:
+            self._answer(self._asked.pop(0))
+
+    def _answer(self, message: events.Transcribe) -> None:
+        started_s = self._clock.now_s()
         text = self.scribe.text(message.start_s, message.end_s, final=message.final)
         now_s, echo = self._clock.now_s(), is_echo(text, self._speaking_text())
         self._report.span("worker", "recognition", started_s, now_s, message.turn)

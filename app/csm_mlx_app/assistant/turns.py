@@ -125,6 +125,8 @@ class TurnMachine:
             return
         if user.is_asked and not _less(user.speech.run_s, self.config.start_s):
             self._go_on(user)
+        elif not user.is_asked:
+            user.silence_s = None
         self._announce(user)
         if not user.is_asked and not _less(t_s - user.partial_s, self.config.partial_s):
             self._ask(user, t_s, final=False)
@@ -311,7 +313,9 @@ class TurnMachine:
 
     def _on_finished(self, event: events.Finished) -> None:
         user = self._user
-        if user is not None and self._reply is None and user.decided_s is None and not user.by_key:
+        if user is None or self._reply is not None or user.decided_s is not None or user.by_key:
+            return
+        if user.speech.pause_s:  # else it comes late, or in the middle of a word
             self._expect_end(user, event.t_s)
 
     def _expect_end(self, user: Turn, t_s: float) -> None:

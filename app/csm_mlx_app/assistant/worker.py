@@ -23,6 +23,10 @@ from csm_mlx_app.assistant.scribe import Desk, Heard
 from csm_mlx_app.sound.clock import Clock
 from csm_mlx_app.sound.device import RATE_HZ, Sound
 
+HEARD_AT_ONCE = 2
+"""Frames of the microphone's sound that are recognized before something else has its turn."""
+HEARD_KEPT = 125
+"""Frames that may wait for it, 10 s; what is older is given up."""
 LOW_S = 0.3
 """With less sound than this waiting to be played, frames come before tokens."""
 AHEAD_S = 4.0
@@ -39,8 +43,6 @@ class Encode:
     turn: int
     revision: int
     pcm: np.ndarray
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Worker:
         self._load, self._post = load, post
         self._sound, self._output, self._clock, self._report = sound, output, clock, report
         self._mail: deque[object] = deque()
+        self._sound_mail: deque[Heard | events.Transcribe] = deque()
+        """What is to be recognized here, in its order: it may wait, and what ends or begins something may not."""
         self._nudged = False
         self._closing = False
         self._history, self._recording = History(system), recording
@@ -102,7 +106,10 @@ class Worker:
         return self._engine
 
     def tell(self, message: object) -> None:
-        self._mail.append(message)
+        if isinstance(message, Heard | events.Transcribe):
+            self._sound_mail.append(message)
+        else:
+            self._mail.append(message)
         self._clock.notify()
 
     def nudge(self) -> None:
@@ -112,7 +119,7 @@ class Worker:
 
     @property
     def is_busy(self) -> bool:
-        return self._job is not None or bool(self._mail)
+        return self._job is not None or bool(self._mail or self._sound_mail)
 
     @property
     def speaking_text(self) -> str:
@@ -164,13 +171,19 @@ class Worker:
         while self._mail:
             self._handle(self._mail[0])
             self._mail.popleft()  # only now: until then somebody has something to do
+        while len(self._sound_mail) > HEARD_KEPT and isinstance(self._sound_mail[0], Heard):
+            self._sound_mail.popleft()  # `Desk` has told that it is late
+        for _ in range(min(HEARD_AT_ONCE, len(self._sound_mail))):
+            self._handle(self._sound_mail[0])
+            self._sound_mail.popleft()
         unit = self._next_unit()
         if unit is not None:
             unit()
+        if unit is not None or self._sound_mail:
             return
         # With a job at hand, time passes in sound that is played: look again soon.
         until_s = None if self._job is None else self._clock.now_s() + POLL_S
-        self._clock.wait(lambda: self._closing or self._nudged or bool(self._mail), until_s)
+        self._clock.wait(lambda: self._closing or self._nudged or bool(self._mail or self._sound_mail), until_s)
 
     def _next_unit(self) -> Callable[[], None] | None:
         job = self._job
@@ -197,12 +210,15 @@ class Worker:
         match message:
             case Heard() | events.Transcribe():
                 assert self._desk is not None
+                if isinstance(message, events.Transcribe) and message.final:
+                    codes = self._desk.scribe.codes(message.start_s, message.end_s)
+                    self._encoded = None if codes is None else (message.turn, message.revision, codes)
                 self._desk.handle(message)
-            case Encode(turn, revision, pcm, start_s, end_s):
+            case Encode(turn, revision, pcm):
                 if len(pcm):
-                    with self._span("encode", turn):
-                        known = None if self._desk is None else self._desk.scribe.codes(start_s, end_s)
-                        self._encoded = (turn, revision, self._engine.csm.encode(pcm) if known is None else known)
+                    if self._desk is None or not self._desk.scribe.shares_codec:
+                        with self._span("encode", turn):
+                            self._encoded = (turn, revision, self._engine.csm.encode(pcm))
                     if self._recording is not None:
                         self._recording.keep(turn, "user", pcm)
             case Ready(begin, generation):

@@ -3,6 +3,7 @@
 The speech-to-text model is one whose words are known (`support.stt.scripted_stt`), on csm-tiny's own codec.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from csm_mlx_app import listening
 from csm_mlx_app.assistant.ears import Ears
 from csm_mlx_app.assistant.engine import Engine
 from csm_mlx_app.assistant.events import Event, Transcribe, Transcribed
+from csm_mlx_app.assistant.report import Report
 from csm_mlx_app.assistant.scribe import LATE_S, Desk, Heard, Scribe, StreamHearing
 from csm_mlx_app.sound.clock import SimulatedClock
 from csm_mlx_app.sound.device import RATE_HZ, Block
@@ -181,8 +183,6 @@ def test_an_echo_is_known_and_falling_behind_is_told() -> None:
     sound = scene((0.3, "france"), end_s=3.0)
     stt, (text,) = scripted(sound, [(0.3, "france")])
     told, posted, clock = Told(), list[Event](), SimulatedClock()
-    from csm_mlx_app.assistant.report import Report
-
     report = Report(clock.now_s, [told])
     desk = Desk(Scribe(stt, n_codebooks=None), posted.append, clock, report, lambda: f"Well, {text}, as they say.")
     now_s = clock.now_s()
@@ -190,6 +190,7 @@ def test_an_echo_is_known_and_falling_behind_is_told() -> None:
         desk.handle(Heard(frame, now_s - 10 + (i + 1) * FRAME_S))
     desk.handle(Transcribe(0, 0, now_s - 10, now_s, final=True))
     (answer,) = posted
+    assert answer.t_s >= now_s
     assert isinstance(answer, Transcribed)
     assert (answer.text, answer.echo, answer.final) == (text, True, True)
     notes = [e["message"] for e in told.events if "behind" in e.get("message", "")]
@@ -198,11 +199,43 @@ def test_an_echo_is_known_and_falling_behind_is_told() -> None:
     assert LATE_S < 10
 
 
+def test_words_over_a_reply_are_told_once_they_are_read() -> None:
+    """Asked for while they are still on their way through the model, they must not be taken for silence."""
+    sound = scene((0.3, "france"), end_s=4.0)
+    stt, (text,) = scripted(sound, [(0.3, "france")])
+    posted, clock, told = list[Event](), SimulatedClock(), Told()
+    desk = Desk(Scribe(stt, n_codebooks=None), posted.append, clock, Report(clock.now_s, [told]), lambda: "Well.")
+    ends_s, answered = 0.3 + voiced("france")[1] + FRAME_S, None
+    for i, frame in enumerate(sound[: len(sound) // FRAME * FRAME].reshape(-1, FRAME)):
+        at_s = (i + 1) * FRAME_S
+        desk.handle(Heard(frame, at_s))
+        if at_s - FRAME_S < ends_s <= at_s:
+            desk.handle(Transcribe(0, 0, 0.0, ends_s, final=False))
+            assert not posted
+        if posted and answered is None:
+            answered = at_s
+    (answer,) = posted
+    assert isinstance(answer, Transcribed)
+    assert (answer.text, answer.final) == (text, False)
+    assert answered == pytest.approx(ends_s + DELAY_FRAMES * FRAME_S, abs=2 * FRAME_S)
+
+
+def test_words_that_nobody_asked_for_are_of_no_later_turn() -> None:
+    """A word's time stops where the next one begins: said over a reply, it would last until the next question."""
+    sound = scene(*SCENE, end_s=11.0)
+    stt, texts = scripted(sound, SCENE)
+    scribe = Scribe(stt, n_codebooks=None)
+    for i, frame in enumerate(sound[: len(sound) // FRAME * FRAME].reshape(-1, FRAME)):
+        scribe.hear(Heard(frame, (i + 1) * FRAME_S))
+    at_s, name = SCENE[1]
+    assert scribe.text(at_s, at_s + voiced(name)[1], final=True) == texts[1]
+
+
 def test_one_codec_is_kept_where_both_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     csm = csm_mlx.load()
     same, other = scripted_stt({}, mimi=csm_mlx.load().codec), random_stt()
     for stt, shares in ((same, True), (other, False)):
-        monkeypatch.setattr(listening, "load_stt", lambda _, stt=stt: stt)
+        monkeypatch.setattr(listening.loading, "load_stt", lambda _, stt=stt: stt)
         together, scribe = listening.together(csm, "anywhere")
         assert (together.codec is stt.codec) is shares
         scribe.hear(Heard(np.zeros(stt.frame_size, np.float32), 1.0))
@@ -224,4 +257,13 @@ def test_which_recognizer_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         found = listening.find_stt(asked)
         assert found is not None
         assert Path(found).resolve() == folder.resolve()
-    assert listening.find_stt("a-moshi") is None
+    with pytest.raises(CsmError, match="a-moshi holds a model of kind moshi, expected speech-to-text"):
+        listening.find_stt("a-moshi")
+    late = {"audio_delay_seconds": 2.5}
+    write_checkpoint(tmp_path / "weights" / "a-late-one", "stt", stt_config=late)
+    write_checkpoint(tmp_path / "weights" / "b-deaf-to-pauses", "stt", extra_heads_num_heads=0)
+    assert str(listening.find_stt(None)).endswith("mine")
+    shutil.rmtree(tmp_path / "weights" / "mine")
+    shutil.rmtree(tmp_path / "weights" / "b-deaf-to-pauses")
+    assert listening.find_stt(None) is None
+    assert str(listening.find_stt("kyutai")).endswith("a-late-one")
