@@ -282,6 +282,25 @@ def _check(numbers: dict[str, Any], where: str) -> None:
         raise ConfigError(f"{where} has mode {mode}, which has (group size, bits) {MODES[mode]}")
 
 
+def stored_bytes(model: nn.Module, quantization: Quantization | None) -> int:
+    """What the weights of a float model take, scales and biases included, once it is quantized so; or as it is."""
+    n_bytes = sum(p.nbytes for p in named_parameters(model).values())
+    if quantization is None:
+        return n_bytes
+    decide = quantization.predicate(model)
+    for path, module in model.named_modules():
+        decision = decide(path, module)
+        if not isinstance(decision, dict):
+            continue
+        weight = module.weight
+        assert isinstance(weight, mx.array)
+        n_groups = weight.size // decision["group_size"]
+        n_parts = 2 if decision["mode"] == "affine" else 1
+        scale_bytes = weight.dtype.size if decision["mode"] == "affine" else mx.uint8.size
+        n_bytes += weight.size * decision["bits"] // 8 + n_parts * n_groups * scale_bytes - weight.nbytes
+    return n_bytes
+
+
 def bits_per_weight(model: nn.Module) -> float:
     """Bits that the model's parameters take, scales and biases included, over the number of its weights."""
     n_bits = sum(p.nbytes * 8 for p in named_parameters(model).values())

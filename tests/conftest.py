@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-_LONG = ("test_talk_live.py", "test_talk_faults.py", "test_long_talk.py", "test_csm_tiny.py", "test_benchmark.py")
+_LONG = ("test_talk_live.py", "test_talk_faults.py", "test_conversation.py", "test_benchmark.py")
 _patch = pytest.MonkeyPatch()
 _home = tempfile.TemporaryDirectory(prefix="csm-tests-")
 

@@ -162,6 +162,7 @@ def test_what_cannot_be_timed() -> None:
         benchmark(replace(mute, config=greedy), n_frames=4)
 
 
+@pytest.mark.slow
 def test_the_developers_benchmark_measures_reports_and_says_why_not(tmp_path: Path) -> None:
     """`make bench` on a row that needs no weights: ours is measured, a rival without its environment is a reason."""
     cache = tmp_path / "weights"

@@ -28,6 +28,7 @@ from csm_mlx.quantize import (
     named_parameters,
     plan,
     quantize_model,
+    stored_bytes,
 )
 from csm_mlx.stored import preset
 
@@ -329,3 +330,12 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(CsmError, match=r"the folder .* is not there; make it, or choose another place for loss\.png"):
         quantize_report.plot(result, tmp_path / "nowhere" / "loss.png")
+
+
+@pytest.mark.parametrize("quantization", [None, Quantization(), Quantization(bits=5), Quantization(mode="mxfp4")])
+def test_what_a_model_will_take_is_known_before(quantization: Quantization | None) -> None:
+    model = make_model()
+    expected = stored_bytes(model, quantization)
+    if quantization is not None:
+        quantize_model(model, quantization)
+    assert sum(p.nbytes for p in named_parameters(model).values()) == expected

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from csm_mlx.checkpoint import files
 from csm_mlx.checkpoint.detect import csm_layout, moshi_layout
@@ -151,21 +150,21 @@ def known_models() -> list[Known]:
     import csm_mlx
 
     embedded = csm_mlx.default_checkpoint().name
-    return [_size(name, recipe) for name in preset_names() if name != embedded for recipe in ("q4", "q8", None)]
+    return [known for name in preset_names() if name != embedded for known in _sizes(name)]
 
 
-def _size(name: str, recipe: str | None) -> Known:
-    """Built lazily: arrays know their sizes without being computed."""
+def _sizes(name: str) -> Iterator[Known]:
+    """A preset in each of the weights that people use, of models that are never computed."""
     from csm_mlx.checkpoint.load import make_model
     from csm_mlx.models.mimi import Mimi
-    from csm_mlx.quantize import Quantization, quantize_model
+    from csm_mlx.quantize import Quantization, named_parameters, stored_bytes
 
     config = any_preset(name)
     model = make_model(config)
     model.set_dtype(mx.bfloat16)
-    if recipe is not None:
-        quantize_model(model, Quantization(recipe=recipe))
-    parts = (model.parameters(), Mimi(config.codec).parameters())
-    size = sum(array.nbytes for part in parts for array in dict(tree_flatten(part)).values())
-    memory = size + _cache_bytes(config) + WORKSPACE_BYTES
-    return Known(name=name, kind=kind_of(config), weights=recipe or "bfloat16", size_bytes=size, memory_bytes=memory)
+    codec_bytes = sum(array.nbytes for array in named_parameters(Mimi(config.codec)).values())
+    for recipe in ("q4", "q8", None):
+        size = codec_bytes + stored_bytes(model, None if recipe is None else Quantization(recipe=recipe))
+        memory = size + _cache_bytes(config) + WORKSPACE_BYTES
+        weights = recipe or "bfloat16"
+        yield Known(name=name, kind=kind_of(config), weights=weights, size_bytes=size, memory_bytes=memory)

@@ -337,7 +337,7 @@ def memory_over(n_frames: int) -> tuple[int, int]:
     return settled, most
 
 
-@pytest.mark.parametrize("n_frames", [800, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_frames", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_is_flat(n_frames: int) -> None:
     settled, most = memory_over(n_frames)
     assert most <= settled + 50_000, "sessions have no end"

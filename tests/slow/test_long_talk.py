@@ -100,6 +100,7 @@ def check(talk: Talk, replier: Says, n_turns: int) -> None:
     assert np.percentile(frames, 99) < PAUSE_S
 
 
+@pytest.mark.slow
 def test_six_turns_already_evict(tmp_path):
     talk, replier, _ = long_talk(tmp_path, 6, SHORT_PERIOD_S)
     check(talk, replier, 6)

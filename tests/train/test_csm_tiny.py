@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 import csm_mlx
 from csm_mlx.audio import write_audio
@@ -22,6 +23,7 @@ def codes_of(csm: csm_mlx.Csm, text: str, n_frames: int) -> np.ndarray:
     return codes
 
 
+@pytest.mark.slow
 def test_csm_tiny_learns_to_say_something_else(tmp_path: Path) -> None:
     csm = csm_mlx.load()
     clips = [np.concatenate(list(csm.session().speak(text)))[: csm.frame_size * 8] for text in TEXTS]

@@ -165,6 +165,7 @@ def test_neither_a_cough_nor_its_own_voice_stops_an_answer(server, tmp_path, scr
         assert talk.of("interrupted") == []
 
 
+@pytest.mark.slow
 def test_a_loudspeaker_that_goes_in_mid_answer_and_comes_back(server, tmp_path, whisper, scripted):
     """What had been heard by then is history, what is told says what to do, and the next answer is audible."""
     command, told = scripted

@@ -5,6 +5,7 @@ from csm_mlx_app.assistant.events import (
     Begin,
     Complete,
     Drop,
+    Finished,
     InputEnded,
     Interrupt,
     Muted,
@@ -97,6 +98,35 @@ class TestATurn:
         assert scene.send(Complete(scene.t_s, 0, 0, 0.9)) == []
         assert SpeechEnded in kinds(scene.quiet(32))
         assert scene.send(Complete(scene.t_s, 0, 0, 0.9)) == []
+
+    def test_a_recognizer_that_hears_the_end_shortens_the_silence_of_now(self):
+        scene = Scene(TurnConfig.of("low"))
+        scene.voice(640)
+        scene.quiet(96)
+        scene.hears(QUESTION)
+        assert scene.send(Finished(scene.t_s)) == []
+        assert Open(0, 0) not in scene.quiet(96)
+        assert Open(0, 0) in scene.quiet(32), "224 ms, where 928 are usual"
+
+    def test_a_recognizer_that_hears_the_end_in_the_middle_of_a_word_changes_nothing(self):
+        scene = Scene(TurnConfig.of("low"))
+        scene.voice(640)
+        assert scene.send(Finished(scene.t_s)) == []
+        scene.voice(320)
+        scene.quiet(96)
+        scene.hears(QUESTION)
+        assert Open(0, 0) not in scene.quiet(640)
+        assert Open(0, 0) in scene.quiet(192)
+
+    def test_what_a_recognizer_heard_of_an_earlier_pause_is_forgotten(self):
+        scene = Scene(TurnConfig.of("low"))
+        scene.voice(640)
+        scene.quiet(64)  # too short to be asked about
+        assert scene.send(Finished(scene.t_s)) == []
+        scene.voice(320)
+        scene.quiet(96)
+        scene.hears(QUESTION)
+        assert Open(0, 0) not in scene.quiet(640)
 
     def test_of_which_the_words_come_late_is_begun_and_opened_at_once(self):
         scene = Scene()
