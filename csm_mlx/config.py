@@ -254,6 +254,12 @@ class MoshiConfig(Strict):
         return self.n_codebooks - self.n_generated
 
     @property
+    def translates(self) -> bool:
+        """Whether it says what it hears in another language, and is to be told when that is over: a Hibiki. Both have
+        48,000 text ids, of which Moshi has 32,000, and the larger one is asked how good its voice is to be."""
+        return self.n_generated > 0 and (bool(self.conditions) or self.text_vocab_size == 48_000)
+
+    @property
     def initial_tokens(self) -> tuple[int, ...]:
         """What each stream begins with."""
         return (self.text_vocab_size, *(self.codebook_size for _ in range(self.n_codebooks)))

@@ -1,5 +1,6 @@
 """What `csm duplex` does between its flags and its conversation."""
 
+import shlex
 import statistics
 import sys
 import time
@@ -93,7 +94,7 @@ def _file(flags: Flags, source: Path) -> int:
     session = _session(flags, moshi)
     heard_s = 0.0
     report = _report(flags, lambda: heard_s)
-    notes = Notes(report)
+    notes = Notes(report, flags.tokens)
     frame_s = moshi.frame_size / moshi.sample_rate_hz
     with ExitStack() as stack:
         stack.callback(report.close)
@@ -112,8 +113,10 @@ def _file(flags: Flags, source: Path) -> int:
                     break
         except KeyboardInterrupt:
             code = 130
+        except SystemExit as stopped:  # SIGTERM: what there is, is kept
+            code = stopped.code if isinstance(stopped.code, int) else 1
         notes.end()
-        notes.keep(flags.tokens)
+        notes.keep()
         stats = session.stats
         report.emit("summary", seconds=round(stats.sound_s, 3), real_time_factor=_rounded(stats.real_time_factor))
     return code
@@ -126,7 +129,7 @@ def _steps(
     size, frame_s = moshi.frame_size, moshi.frame_size / moshi.sample_rate_hz
     for frame in pad_to_frames(pcm, size).reshape(-1, size):
         yield session.step(frame)
-    translates = bool(moshi.config.moshi.conditions)
+    translates = moshi.config.moshi.translates
     n_more = round((TAIL_S * translates if tail_s is None else tail_s) / frame_s)
     for n in range(n_more):
         yield session.end() if translates and n == 0 else session.step(np.zeros(size, np.float32))
@@ -145,7 +148,7 @@ def _live(flags: Flags) -> int:
         raise DeviceError(f"{error}; or run on a file with --input FILE --output FILE.wav") from None
     sound = LiveSound(flags.input_device, flags.output_device, RealClock())
     report = _report(flags, sound.clock.now_s)
-    notes = Notes(report)
+    notes = Notes(report, flags.tokens)
     made: list[MoshiSession] = []
 
     def prepare() -> Prepared:
@@ -183,7 +186,7 @@ def _live(flags: Flags) -> int:
         try:
             conversation.close()
             notes.end()
-            notes.keep(flags.tokens)
+            notes.keep()
             if made:
                 stats = made[0].stats
                 report.emit(
@@ -228,7 +231,8 @@ def measured(flags: Flags, moshi: Moshi) -> Speed:
     bits = (moshi.config.quantization or {}).get("bits", 16)
     advice = "close other programs, or run on a file with --input"
     if bits > 4:
-        advice = f"in 4 bits it reads fewer bytes: csm quantize {moshi.path} {moshi.path.name}-q4 --q-recipe q4"
+        source = (moshi.config.source or {}).get("name", "SOURCE") if moshi.config.quantization else flags.model
+        advice = f"in 4 bits it reads fewer bytes: csm convert {shlex.quote(str(source))} weights/moshi-q4 -q"
     budget_ms = 1000 * moshi.frame_size / moshi.sample_rate_hz
     return Speed(statistics.median(spent_ms[WARM_STEPS:]), budget_ms, advice)
 
@@ -247,8 +251,9 @@ def _rounded(factor: float | None) -> float | None:
 class Notes:
     """What is said, a frame at a time: pieces of text as events, sentences when they are over, and all tokens."""
 
-    def __init__(self, report: Report):
-        self._report = report
+    def __init__(self, report: Report, tokens: Path | None):
+        """tokens: where all of them go, if anywhere."""
+        self._report, self._path = report, tokens
         self._sentence = ""
         self._start_s = self._last_s = 0.0
         self._text: list[int] = []
@@ -257,8 +262,9 @@ class Notes:
     def put(self, session: MoshiSession, piece: str | None) -> None:
         """After each step."""
         now_s = session.stats.sound_s
-        self._text.append(int(session.text_ids[0]))
-        self._codes.append(session.codes[0])
+        if self._path is not None:
+            self._text.append(int(session.text_ids[0]))
+            self._codes.append(session.codes[0])
         if piece is None:
             if self._sentence and now_s - self._last_s >= PAUSE_S:
                 self.end()
@@ -274,11 +280,11 @@ class Notes:
             self._report.emit("said", text=self._sentence, start_s=round(self._start_s, 3))
         self._sentence = ""
 
-    def keep(self, path: Path | None) -> None:
+    def keep(self) -> None:
         """Writes `text` (T,) and `audio` (T, n_generated): the codes of the sound of each frame, `codebook_size` where
         it was silence because none were there yet."""
-        if path is not None and self._codes:
-            write_tensors(path, {"text": np.array(self._text), "audio": np.stack(self._codes)})
+        if self._path is not None and self._codes:
+            write_tensors(self._path, {"text": np.array(self._text), "audio": np.stack(self._codes)})
 
 
 class Written(Plain):

@@ -250,6 +250,14 @@ def apart(source: Path, target: Path | str, flag: str) -> None:
         raise typer.BadParameter(f"{target} is {source} itself; name another file", param_hint=flag)
 
 
+def distinct(*places: tuple[str, Path | None]) -> None:
+    """Refuses results of one command that would replace each other. places: flags and what they were given."""
+    taken: dict[Path, str] = {}
+    for flag, path in places:
+        if path is not None and (other := taken.setdefault(path.resolve(), flag)) != flag:
+            raise typer.BadParameter(f"{path} is what {other} writes; name another file", param_hint=flag)
+
+
 def png(path: Path, flag: str) -> Path:
     """As `writable`, for a drawing."""
     if path.suffix.lower() != ".png":

@@ -178,7 +178,8 @@ class _Work:
 
     def _tell(self, steps: Iterable[SttStep], tellers: "Sequence[Teller]") -> None:
         for step in steps:
-            self._tokens += step.tokens
+            if self._flags.tokens is not None:
+                self._tokens += step.tokens
             for one in tellers:
                 for word in step.words:
                     one.put(word)
@@ -209,6 +210,8 @@ class _Place:
         if self._path is not None and source is not None:
             self._path = self._path / f"{Path(source).stem}.{flags.format}"
         self.tellers: list[Teller] = []
+        self._named: list[str] = []
+        """What becomes its one line on stdout, its name first, where there are several sounds."""
         self.shows = False
         """On a terminal, word by word."""
         if self._path is not None:
@@ -221,13 +224,15 @@ class _Place:
 
     def _on_stdout(self, format: str, source: str | None) -> Teller:
         if source is not None:
-            _stdout(f"{source}: ")
-            return teller("txt", lambda text: _stdout(text.replace("\n", " ") if text != "\n" else text))
+            self._named = [f"{source}: "]
+            return teller("txt", self._named.append)
         return LiveTeller(_stdout) if self.shows and format == "txt" else teller(format, _stdout)
 
     def end(self) -> None:
         for one in self.tellers:
             one.end()
+        if self._named:
+            _stdout(" ".join("".join(self._named).split()) + "\n")
 
     def keep(self) -> None:
         """Writes the file, whole."""

@@ -3,16 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from csm_mlx_app import duplexing
 from support.kyutai import write_checkpoint
-from support.moshi import hibiki_config, random_conversation
+from support.moshi import hibiki_config, moshi_config, random_conversation
 
 import csm_mlx
 from csm_mlx.audio import read_audio, write_audio
+from csm_mlx.stored import any_preset
 
 N_FRAMES = 8
 LATE = 2
@@ -175,3 +178,33 @@ def test_hibiki_is_told_that_a_file_is_over(monkeypatch, tail, n_more):
         monkeypatch.setattr(type(moshi.tokenizer), "eos_id", property(lambda _: int(session.text_ids[0])))
         again = list(duplexing._steps(tail, moshi, session, np.zeros(1, np.float32)))
         assert len(again) == 2
+
+
+def test_results_do_not_replace_each_other(call, user):
+    assert len(user)
+    for one, other in (("--output", "--tokens"), ("--tokens", "--log")):
+        result = call("duplex", "--model", "any", "--input", "user.wav", one, "x.wav", other, "x.wav")
+        assert result.code == 2
+        assert f"x.wav is what {one} writes" in result.err
+
+
+@pytest.mark.parametrize(("name", "expected"), [("moshi-7b", False), ("hibiki-1b", True), ("hibiki-2b", True)])
+def test_who_translates(name, expected):
+    config = any_preset(name)
+    assert config.model_type == "moshi"
+    assert config.moshi.translates is expected
+
+
+@pytest.mark.parametrize(("quantization", "command"), [
+    (None, "csm convert kyutai/moshika-pytorch-bf16 weights/moshi-q4 -q"),
+    ({"bits": 8}, "csm convert someone/moshi weights/moshi-q4 -q"),
+    ({"bits": 4}, "close other programs"),
+])  # fmt: skip
+def test_the_advice_for_a_slow_machine_can_be_followed(quantization, command):
+    """A quantized model cannot be quantized again: where it came from is named."""
+    moshi = random_conversation(moshi_config())
+    config = replace(moshi.config, quantization=quantization, source={"name": "someone/moshi"})
+    flags: Any = SimpleNamespace(
+        model="kyutai/moshika-pytorch-bf16", seed=0, text_sampling={}, audio_sampling={}, conditions=None, rules={}
+    )
+    assert command in duplexing.measured(flags, replace(moshi, config=config)).advice

@@ -10,6 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from csm_mlx_app import transcribing
+from csm_mlx_app.transcribing import Flags
 from support import layouts
 from support.kyutai import write_checkpoint
 from support.stt import noise
@@ -17,6 +19,7 @@ from support.stt import noise
 import csm_mlx
 from csm_mlx.audio import read_audio, write_audio
 from csm_mlx.generate.reader import Transcript
+from csm_mlx.generate.words import Word
 
 RATE_HZ = 24_000
 
@@ -115,6 +118,8 @@ def test_several_files_are_heard_at_once(call, checkpoint, sounds, expected, tmp
         (("a.wav", "b.wav", "--format", "srt"), 2, "subtitles of several sounds need files"),
         (("a.wav", "b.wav", "--tokens", "t.safetensors"), 2, "keeps those of one sound"),
         (("x/a.wav", "a.mp3", "-o", "."), 2, "several files are called a"),
+        (("a.wav", "a.wav"), 2, "a.wav is named twice"),
+        (("a.wav", "-o", "x.txt", "--tokens", "x.txt"), 2, "x.txt is what --out writes"),
         (("a.wav", "--json", "--format", "vtt"), 2, "--json has its own form"),
         (("a.wav", "--input-device", "1"), 2, "without a device"),
         (("a.wav", "--temp", "-1"), 2, "expected 0 (greedy) to 10"),
@@ -163,3 +168,16 @@ def test_an_interrupt_leaves_no_file(start, checkpoint, tmp_path) -> None:
     assert process.wait(timeout=30) == 130
     assert time.monotonic() - started < 10
     assert not (tmp_path / "out.txt").exists()
+
+
+def test_a_sound_in_which_nothing_is_said_has_a_line_of_its_own(capsys) -> None:
+    flags = Flags(
+        sources=("a", "b"), out=None, format="txt", as_json=False, tokens=None, model=None, seed=0, sampling={},
+        input_device=None, batch=2,
+    )  # fmt: skip
+    for source, words in (("a", ()), ("b", ("Good", "night."))):
+        place = transcribing._Place(flags, source)
+        for i, word in enumerate(words):
+            place.tellers[0].put(Word(text=word, start_s=9.0 * i, stop_s=9.0 * i + 0.3))
+        place.end()
+    assert capsys.readouterr().out == "a:\nb: Good night.\n"

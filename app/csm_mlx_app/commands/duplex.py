@@ -145,6 +145,7 @@ def duplex(
         raise typer.BadParameter("name a Moshi, such as kyutai/moshiko-mlx-q4 (4.8 GB)", param_hint="--model")
     _check_rules(rules)
     _check_sound(input, output, tail, seconds, input_device, output_device)
+    options.distinct(("--output", output), ("--tokens", tokens), ("--log", log))
     for flag, path in (("--log", log), ("--tokens", tokens)):
         if path is not None:
             options.writable(path, flag)

@@ -157,6 +157,9 @@ def _check_places(
     many = len(sources) > 1
     if many and tokens is not None:
         raise typer.BadParameter("it keeps those of one sound; name one", param_hint="--tokens")
+    if twice := [source for source, n in Counter(sources).items() if n > 1]:
+        raise typer.BadParameter(f"{twice[0]} is named twice; once is enough", param_hint="FILE")
+    options.distinct(("--out", out), ("--tokens", tokens))
     if out is None and format not in (None, Format.txt) and (many or as_json):
         why = "--json has its own form" if as_json else "subtitles of several sounds need files"
         raise typer.BadParameter(f"{why}; name a place with -o", param_hint="--format")
