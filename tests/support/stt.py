@@ -1,6 +1,5 @@
 """Small speech-to-text checkpoints that never were on disk: random ones, and ones whose words are known."""
 
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
@@ -10,25 +9,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from support.models import mimi_config, random_mimi
-from support.moshi import GREEDY, random_moshi, stt_config, write_spm
+from support.moshi import GREEDY, random_moshi, stt_config
+from support.moshi import spm_tokenizer as tokenizer
 
 from csm_mlx.config import MoshiConfig
 from csm_mlx.generate.transcribe import Stt
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.models.moshi import MoshiModel
 from csm_mlx.stored import MoshiCheckpointConfig, SttConfig
-from csm_mlx.tokenizer import SpmTokenizer
 
 DELAY_FRAMES = 6
 RATE_HZ = 12.5
 FRAME_SIZE = 1920
 MARK, PAD = 0, 3
-
-
-@cache
-def tokenizer() -> SpmTokenizer:
-    with tempfile.TemporaryDirectory() as folder:
-        return SpmTokenizer.from_file(write_spm(Path(folder) / "spm.model"))
 
 
 @cache
