@@ -16,7 +16,7 @@ from csm_mlx.audio import AudioWriter, pad_to_frames, read_audio
 from csm_mlx.errors import DeviceError
 from csm_mlx.generate.moshi import Moshi, MoshiSession
 from csm_mlx_app import console, loading
-from csm_mlx_app.assistant.duplex import Duplex, Prepared, make_canceller
+from csm_mlx_app.assistant.duplex import Duplex, Frame, Prepared, make_canceller
 from csm_mlx_app.assistant.lines import JsonLines, Plain
 from csm_mlx_app.assistant.records import Log
 from csm_mlx_app.assistant.report import Report
@@ -106,10 +106,10 @@ def _file(flags: Flags, source: Path) -> int:
         try:
             for said, piece in _steps(flags.tail, moshi, session, pcm):
                 heard_s += frame_s
-                notes.put(session, piece)
+                notes.put(session, piece, heard_s)
                 if writer is not None:
                     writer.write(said)
-                if flags.seconds is not None and heard_s + 1e-6 >= flags.seconds:
+                if _is_up(flags, heard_s):
                     break
         except KeyboardInterrupt:
             code = 130
@@ -150,6 +150,16 @@ def _live(flags: Flags) -> int:
     report = _report(flags, sound.clock.now_s)
     notes = Notes(report, flags.tokens)
     made: list[MoshiSession] = []
+    heard_s = 0.0
+
+    def hear(session: MoshiSession, frame: Frame) -> np.ndarray | None:
+        nonlocal heard_s
+        if _is_up(flags, heard_s):
+            return None
+        pcm, piece = session.step(frame.pcm)
+        heard_s = frame.end_s
+        notes.put(session, piece, heard_s)
+        return pcm
 
     def prepare() -> Prepared:
         if not flags.as_json:
@@ -168,7 +178,7 @@ def _live(flags: Flags) -> int:
         )
         session = _session(flags, moshi)
         made.append(session)
-        return Prepared(moshi.frame_size, lambda frame: _heard(flags, session, notes, frame))
+        return Prepared(moshi.frame_size, lambda frame: hear(session, frame))
 
     conversation = Duplex(sound, report, prepare, canceller=make_canceller(flags.echo, report.note))
     code = 0
@@ -188,11 +198,10 @@ def _live(flags: Flags) -> int:
             notes.end()
             notes.keep()
             if made:
-                stats = made[0].stats
                 report.emit(
                     "summary",
-                    seconds=round(stats.sound_s, 3),
-                    real_time_factor=_rounded(stats.real_time_factor),
+                    seconds=round(heard_s, 3),
+                    real_time_factor=_rounded(made[0].stats.real_time_factor),
                     frames_left_out=conversation.n_dropped,
                     frames_not_played=conversation.n_skipped,
                     underruns=sound.n_underruns,
@@ -201,15 +210,12 @@ def _live(flags: Flags) -> int:
             report.close()
 
 
-def _heard(flags: Flags, session: MoshiSession, notes: "Notes", frame: np.ndarray) -> np.ndarray | None:
-    if flags.seconds is not None and session.stats.sound_s + 1e-6 >= flags.seconds:
-        return None
-    pcm, piece = session.step(frame)
-    notes.put(session, piece)
-    return pcm
-
-
 # Both.
+
+
+def _is_up(flags: Flags, heard_s: float) -> bool:
+    """Whether it has lasted as long as it was to last."""
+    return flags.seconds is not None and heard_s + 1e-6 >= flags.seconds
 
 
 def _session(flags: Flags, moshi: Moshi) -> MoshiSession:
@@ -228,11 +234,13 @@ def measured(flags: Flags, moshi: Moshi) -> Speed:
     for _ in range(WARM_STEPS + TIMED_STEPS):
         session.step(np.zeros(moshi.frame_size, np.float32))
         spent_ms.append(1000 * session.stats.last_s)
-    bits = (moshi.config.quantization or {}).get("bits", 16)
-    advice = "close other programs, or run on a file with --input"
-    if bits > 4:
-        source = (moshi.config.source or {}).get("name", "SOURCE") if moshi.config.quantization else flags.model
-        advice = f"in 4 bits it reads fewer bytes: csm convert {shlex.quote(str(source))} weights/moshi-q4 -q"
+    if (moshi.config.quantization or {}).get("bits", 16) <= 4:
+        advice = "close other programs, or run on a file with --input"
+    elif moshi.config.quantization:  # cannot be quantized again
+        advice = "in 4 bits it reads fewer bytes: convert the float weights that it was made from with -q, or take one "
+        advice += "such as kyutai/moshiko-mlx-q4"
+    else:
+        advice = f"in 4 bits it reads fewer bytes: csm convert {shlex.quote(flags.model)} weights/moshi-q4 -q"
     budget_ms = 1000 * moshi.frame_size / moshi.sample_rate_hz
     return Speed(statistics.median(spent_ms[WARM_STEPS:]), budget_ms, advice)
 
@@ -259,9 +267,8 @@ class Notes:
         self._text: list[int] = []
         self._codes: list[np.ndarray] = []
 
-    def put(self, session: MoshiSession, piece: str | None) -> None:
-        """After each step."""
-        now_s = session.stats.sound_s
+    def put(self, session: MoshiSession, piece: str | None, now_s: float) -> None:
+        """After each step, which heard the user's sound up to `now_s`."""
         if self._path is not None:
             self._text.append(int(session.text_ids[0]))
             self._codes.append(session.codes[0])

@@ -87,10 +87,7 @@ class _Work:
             place.end()
             self._account(session.stats)
             return 130
-        place.end()
-        place.keep()
-        self._keep_tokens()
-        self._account(session.stats)
+        self._end(place, session.stats)
         return 0
 
     def several(self) -> int:
@@ -147,10 +144,7 @@ class _Work:
             return 130
         finally:
             sound.close()
-            place.end()
-            place.keep()
-            self._keep_tokens()
-            self._account(session.stats)
+            self._end(place, session.stats)
         return 0
 
     def _live(self, sound: LiveSound, session: SttSession, stop_s: Callable[[], float]) -> Iterator[SttStep]:
@@ -185,6 +179,15 @@ class _Work:
                     one.put(word)
                 if step.pause:
                     one.pause()
+
+    def _end(self, place: "_Place", stats: SttStats) -> None:
+        """Keeps what was made, each part whatever becomes of the other."""
+        place.end()
+        try:
+            place.keep()
+        finally:
+            self._keep_tokens()
+            self._account(stats)
 
     def _keep_tokens(self) -> None:
         if self._flags.tokens is not None:
@@ -235,9 +238,16 @@ class _Place:
             _stdout(" ".join("".join(self._named).split()) + "\n")
 
     def keep(self) -> None:
-        """Writes the file, whole."""
-        if self._path is not None:
-            write_text(self._path, "".join(self._parts))
+        """Writes the file, whole; where that fails, what nobody has seen yet goes to stdout before it is told."""
+        if self._path is None:
+            return
+        text = "".join(self._parts)
+        try:
+            write_text(self._path, text)
+        except AudioError:
+            if len(self.tellers) == 1:  # the file's
+                _stdout(text)
+            raise
 
 
 def _stdout(text: str) -> None:

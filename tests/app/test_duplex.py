@@ -1,6 +1,8 @@
 """`csm duplex` through its real entry point, with a small random Moshi as Kyutai's repositories hold one."""
 
 import json
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from csm_mlx_app import duplexing
-from support.kyutai import write_checkpoint
+from support.kyutai import CONDITIONS, write_checkpoint
 from support.moshi import hibiki_config, moshi_config, random_conversation
 
 import csm_mlx
@@ -164,6 +166,27 @@ def test_models_of_another_kind_and_missing_devices_are_one_line(call, run, fold
         assert len(result.err.splitlines()) == 1
 
 
+def test_hibiki_translates_a_file_as_its_conditions_say(call, tmp_path, user):
+    assert len(user)
+    folder = write_checkpoint(tmp_path / "hibiki", "hibiki")
+    flags = ("--input", "user.wav", "--temp", "0", "--tail", "0", "--tokens", "t.safetensors")
+    said = {}
+    for value in CONDITIONS["description"]:
+        result = call("duplex", "--model", folder, *flags, "--condition", f"description={value}")
+        assert result.code == 0, result.err
+        said[value] = tensors(tmp_path / "t.safetensors")
+        moshi = csm_mlx.load_moshi(folder)
+        text, audio = (replace(s, temperature=0.0) for s in (moshi.config.text_sampling, moshi.config.audio_sampling))
+        session = moshi.session(text=text, audio=audio, conditions={"description": value})
+        for frame in np.pad(user, (0, -len(user) % 1920)).reshape(-1, 1920):
+            session.step(frame)
+        assert session.codes[0].tolist() == said[value]["audio"][-1].tolist()
+    assert (said["very_bad"]["audio"] != said["very_good"]["audio"]).any()
+    result = call("duplex", "--model", folder, *flags)
+    assert result.code == 1
+    assert "expected one value each of description" in result.err
+
+
 @pytest.mark.parametrize(("tail", "n_more"), [(0.4, 5), (0.0, 0)])
 def test_hibiki_is_told_that_a_file_is_over(monkeypatch, tail, n_more):
     """It then hears silence, until it ends its text or so long."""
@@ -178,6 +201,49 @@ def test_hibiki_is_told_that_a_file_is_over(monkeypatch, tail, n_more):
         monkeypatch.setattr(type(moshi.tokenizer), "eos_id", property(lambda _: int(session.text_ids[0])))
         again = list(duplexing._steps(tail, moshi, session, np.zeros(1, np.float32)))
         assert len(again) == 2
+
+
+@pytest.mark.parametrize("flag", ["--tokens", "--output", "--log"])
+def test_a_full_disk_leaves_what_was_there(call, tmp_path, folder, user, flag):
+    """A limit on the size of files, which fails as a full disk does."""
+    assert len(user)
+    (tmp_path / "kept.wav").write_text("before\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        result = call("duplex", "--model", folder, "--input", "user.wav", "--json", flag, "kept.wav")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    events = [json.loads(line) for line in result.text.splitlines()]
+    assert (tmp_path / "kept.wav").read_text() == "before\n"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "data") == ["kept.wav", "user.wav"]
+    if flag == "--log":  # nobody's conversation ends for its sake
+        assert result.code == 0
+        (note,) = (event["message"] for event in events if event["event"] == "note")
+        assert "until there is room" in note
+        return
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert "kept" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_sigterm_keeps_what_was_said(start, tmp_path, folder):
+    write_audio(tmp_path / "long.wav", np.zeros(24_000 * 600, np.float32), 24_000)
+    process = start(
+        "duplex", "--model", str(folder), "--input", "long.wav", "--json", "--output", "out.wav", "--tokens", "t"
+    )
+    for line in process.stdout:
+        if b'"text"' in line:
+            break
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, b"")
+    summary = json.loads(out.splitlines()[-1])
+    n_frames = round(summary["seconds"] * 12.5)
+    assert 0 < n_frames < 7500
+    assert tensors(tmp_path / "t")["text"].shape == (n_frames,)
+    assert len(read_audio(tmp_path / "out.wav", 24_000)) == 1920 * n_frames
 
 
 def test_results_do_not_replace_each_other(call, user):
@@ -197,13 +263,13 @@ def test_who_translates(name, expected):
 
 @pytest.mark.parametrize(("quantization", "command"), [
     (None, "csm convert kyutai/moshika-pytorch-bf16 weights/moshi-q4 -q"),
-    ({"bits": 8}, "csm convert someone/moshi weights/moshi-q4 -q"),
+    ({"bits": 8}, "convert the float weights that it was made from with -q, or take one such as kyutai/"),
     ({"bits": 4}, "close other programs"),
 ])  # fmt: skip
 def test_the_advice_for_a_slow_machine_can_be_followed(quantization, command):
-    """A quantized model cannot be quantized again: where it came from is named."""
+    """A quantized model cannot be quantized again."""
     moshi = random_conversation(moshi_config())
-    config = replace(moshi.config, quantization=quantization, source={"name": "someone/moshi"})
+    config = replace(moshi.config, quantization=quantization)
     flags: Any = SimpleNamespace(
         model="kyutai/moshika-pytorch-bf16", seed=0, text_sampling={}, audio_sampling={}, conditions=None, rules={}
     )

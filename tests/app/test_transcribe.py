@@ -1,6 +1,7 @@
 """`csm transcribe` on files and pipes: the words are the library's, and what cannot be is told in one line."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -157,6 +158,28 @@ def test_a_full_disk_is_told(checkpoint, sounds, environment) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["error: No space left on device"]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_full_disk_costs_neither_an_older_file_nor_the_work(call, checkpoint, sounds, tmp_path, shown) -> None:
+    """A limit on the size of files, which fails as a full disk does: the words come on stdout, once."""
+    expected = call("transcribe", sounds[0], "--model", checkpoint, "--format", "srt").text
+    assert expected.startswith("1\n00:00:0")
+    (tmp_path / "out.srt").write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        result = call("transcribe", sounds[0], "--model", checkpoint, "-o", "out.srt", *["--json"] * shown)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 1
+    assert "cannot write out.srt: File too large" in result.err.splitlines()[-1]
+    assert (tmp_path / "out.srt").read_text() == "before"
+    assert not list(tmp_path.glob(".out*"))
+    if shown:
+        assert all(json.loads(line)["text"] for line in result.text.splitlines())
+    else:
+        assert result.text == expected
 
 
 def test_an_interrupt_leaves_no_file(start, checkpoint, tmp_path) -> None:

@@ -15,16 +15,20 @@ CODEC = replace(layouts.CONFIG.codec, ratios=(8, 6, 5, 4))
 """With Mimi's own frames of 80 ms."""
 STT = {"audio_delay_seconds": 0.16, "audio_silence_prefix_seconds": 0.08}
 
+CONDITIONS = {"description": ["very_bad", "very_good"]}
+"""Of a Hibiki, which differs from a Moshi by them and by its sizes."""
+
 
 def write_checkpoint(
     folder: Path, kind: str, layout: str = "torch", n_ids: int = 320, wordy: bool = False, **config: Any
 ) -> Path:
     """A checkpoint as Kyutai's repositories hold it, under their names; wordy: its text has pads and marks,
     and depends on the sound."""
-    text = {"text_vocab_size": n_ids, "text_head_size": n_ids}
+    text: dict[str, Any] = {"text_vocab_size": n_ids, "text_head_size": n_ids}
     if kind == "stt":
         model = random_moshi(stt_config(codebook_size=layouts.CONFIG.codec.codebook_size, **text))
     else:
+        text |= {"conditions": CONDITIONS} if kind == "hibiki" else {}
         model = share_norms(random_moshi(moshi_config(codebook_size=layouts.CONFIG.codec.codebook_size, **text)))
     write_kyutai(with_words(model, 6.0) if wordy else model, folder, layout)
     tiny = layouts.make_tiny(codec_config=CODEC)

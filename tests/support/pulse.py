@@ -20,6 +20,7 @@ RATE_HZ = 24_000
 _FORM = ("--format=s16le", f"--rate={RATE_HZ}", "--channels=1", "--latency-msec=20", "--raw")
 # Without rewinds a null sink renders 50 ms ahead; with them 2 s, and its first clients wait as long.
 _SINK = (f"rate={RATE_HZ}", "channels=1", "norewinds=1")
+_GIVE_UP_S = 30.0
 _TOOLS = ("pulseaudio", "pactl", "parec", "pacat")
 
 needs_pulse = pytest.mark.skipif(
@@ -117,7 +118,9 @@ class Pulse:
         size = self._raw.stat().st_size if self._raw.exists() else 0
         with self._raw.open("ab") as file:
             self._listener = self._run("parec", "--device=speaker.monitor", *_FORM, stdout=file)
+        until_s = time.monotonic() + _GIVE_UP_S
         while self._raw.stat().st_size == size:
+            assert time.monotonic() < until_s, "nothing is recorded of the loudspeaker"
             time.sleep(0.01)
 
     def unplug(self, name: str) -> None:

@@ -88,6 +88,8 @@ class Conversation:
         return engine
 
     def post(self, event: events.Event) -> None:
+        if self._ears is not None and isinstance(event, events.Muted | events.Talking):
+            self._ears.follow(event)
         self._conductor.post(event)
 
     def interrupt(self) -> None:

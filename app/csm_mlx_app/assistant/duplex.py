@@ -26,12 +26,21 @@ SILENCE_DB = -50.0
 _JOIN_S = 0.7
 
 
+class Frame(NamedTuple):
+    """What the microphone gave."""
+
+    pcm: np.ndarray
+    """(frame_size,)"""
+    end_s: float
+    """Where it ends in all of the microphone's sound, whether or not that was heard: the conversation's time."""
+
+
 class Prepared(NamedTuple):
     """A model that is loaded and warm."""
 
     frame_size: int
-    step: Callable[[np.ndarray], np.ndarray | None]
-    """Hears a frame (frame_size,) and says one; None when the conversation is over."""
+    step: Callable[[Frame], np.ndarray | None]
+    """Hears a frame and says one (frame_size,); None when the conversation is over."""
 
 
 class Backlog:
@@ -39,22 +48,22 @@ class Backlog:
 
     def __init__(self, most: int = MOST_WAITING):
         self._most = most
-        self._frames: deque[np.ndarray] = deque()
+        self._frames: deque[Frame] = deque()
         self._lock = threading.Lock()
         self.n_dropped = 0
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def put(self, frame: np.ndarray) -> None:
+    def put(self, frame: Frame) -> None:
         with self._lock:
             self._frames.append(frame)
             if len(self._frames) > self._most:
-                levels = [level_db(waiting) for waiting in self._frames]
+                levels = [level_db(waiting.pcm) for waiting in self._frames]
                 del self._frames[next((n for n, level in enumerate(levels) if level < SILENCE_DB), 0)]
                 self.n_dropped += 1
 
-    def take(self) -> np.ndarray | None:
+    def take(self) -> Frame | None:
         with self._lock:
             return self._frames.popleft() if self._frames else None
 
@@ -135,14 +144,15 @@ class Duplex:
 
     def _listen(self, attendance: AbstractContextManager[None]) -> None:
         """Blocks of the microphone, without the echo, to frames."""
-        heard = np.zeros(0, np.float32)
+        heard, end_s = np.zeros(0, np.float32), 0.0
         try:
             with attendance:
                 while (block := self._sound.read()) is not None:
                     pcm = block.pcm if self._canceller is None else self._canceller.clean(block.pcm, block.played)
                     heard = np.concatenate([heard, pcm])
                     while len(heard) >= self._frame_size:
-                        self._put(heard[: self._frame_size])
+                        end_s += self._frame_size / RATE_HZ
+                        self._put(Frame(heard[: self._frame_size], end_s))
                         heard = heard[self._frame_size :]
         except BaseException as error:
             self._failure = error
@@ -150,7 +160,7 @@ class Duplex:
             self._has_ended = True
             self._clock.notify()
 
-    def _put(self, frame: np.ndarray) -> None:
+    def _put(self, frame: Frame) -> None:
         behind = self._backlog.n_dropped
         self._backlog.put(frame)
         self._clock.notify()

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from csm_mlx.errors import CsmError
-from csm_mlx_app.assistant.events import Event, InputEnded, Window
+from csm_mlx_app.assistant.events import Event, InputEnded, Muted, Talking, Window
 from csm_mlx_app.assistant.voice import SILENCE_DB, WINDOW_S
 from csm_mlx_app.sound.device import RATE_HZ, Block, Sound
 from csm_mlx_app.sound.echo import DELAY_S, EchoCanceller, level_db
@@ -63,6 +63,7 @@ class Ears:
         self._kept_until_s = 0.0
         self._lock = threading.Lock()
         self._last_played_s = float("-inf")
+        self._is_muted = self._is_talking = False
 
     def _choose(self) -> EchoCanceller | None:
         if self.echo not in ("auto", "aec"):
@@ -87,6 +88,13 @@ class Ears:
                 self.hear(block)
             self._post(InputEnded(clock.now_s()))
 
+    def follow(self, event: Muted | Talking) -> None:
+        """A key: while the microphone is muted, nobody is given its sound, unless a key is held to talk."""
+        if isinstance(event, Muted):
+            self._is_muted = event.on
+        else:
+            self._is_talking = event.on
+
     def hear(self, block: Block) -> None:
         """One block: cleaned, remembered, and posted by windows."""
         if block.played.any():
@@ -96,7 +104,8 @@ class Ears:
             pcm, t_s = self._canceller.clean(block.pcm, block.played), block.t_s - DELAY_S
         self._remember(pcm, t_s)
         if self.on_sound is not None:
-            self.on_sound(np.zeros_like(pcm) if self._is_deaf(t_s) else pcm, t_s)
+            is_silent = self._is_deaf(t_s) or (self._is_muted and not self._is_talking)
+            self.on_sound(np.zeros_like(pcm) if is_silent else pcm, t_s)
         self._heard = np.concatenate([self._heard, self._resampler.put(pcm)])
         while len(self._heard) >= _WINDOW_SAMPLES:
             window, self._heard = self._heard[:_WINDOW_SAMPLES], self._heard[_WINDOW_SAMPLES:]

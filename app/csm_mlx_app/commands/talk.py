@@ -1,5 +1,6 @@
 """`csm talk`: a conversation by voice, on this machine alone."""
 
+import os
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -39,7 +40,8 @@ def talk(
         typer.Option(
             "--offline",
             rich_help_panel=REPLIES,
-            help="No model hub: the embedded voice, whisper tiny.en and SmolLM2-135M-Instruct, from Python packages.",
+            help="No model hub: the embedded voice, whisper tiny.en and SmolLM2-135M-Instruct, from Python packages; "
+            "of models that you name, only what is here already, as with HF_HUB_OFFLINE=1.",
         ),
     ] = False,
     asr: Annotated[
@@ -198,6 +200,9 @@ def talk(
     _check_together(context.params)
     _check_files(input, output, (("--log", log), ("--trace", trace)))
 
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
+
     from csm_mlx_app import talking
 
     code = talking.talk(
@@ -248,9 +253,12 @@ def _check_together(given: Mapping[str, object]) -> None:
 def _check_files(source: Path | None, target: Path | None, texts: Sequence[tuple[str, Path | None]]) -> None:
     if source is not None:
         options.existing_file(source, "--input")
+    options.distinct(("--output", target), *texts)
     for flag, path in texts:
         if path is not None:
             options.writable(path, flag)
+            if source is not None:
+                options.apart(source, path, flag)
     if target is not None:
         if str(target) == "-":
             raise typer.BadParameter("a conversation needs a file, such as answer.wav", param_hint="--output")

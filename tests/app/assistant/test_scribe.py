@@ -17,7 +17,7 @@ import pytest
 from csm_mlx_app import listening
 from csm_mlx_app.assistant.ears import Ears
 from csm_mlx_app.assistant.engine import Engine
-from csm_mlx_app.assistant.events import Event, Transcribe, Transcribed
+from csm_mlx_app.assistant.events import Event, Muted, Talking, Transcribe, Transcribed
 from csm_mlx_app.assistant.report import Report
 from csm_mlx_app.assistant.scribe import LATE_S, Desk, Heard, Scribe, StreamHearing
 from csm_mlx_app.sound.clock import SimulatedClock
@@ -177,6 +177,22 @@ def test_sound_comes_in_frames_and_deaf_ears_hear_silence() -> None:
     asked = Transcribe(3, 1, 0.0, 0.4, final=True)
     hearing.submit(asked)
     assert mail[-1] == asked
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_muted_ears_hear_silence_unless_a_key_is_held_to_talk(by_key: bool) -> None:
+    class Silent:
+        clock = SimulatedClock()
+
+    mail, n = list[Any](), FRAME
+    ears = Ears(Silent(), lambda _: None, echo="off")  # pyright: ignore[reportArgumentType]
+    StreamHearing(ears, mail.append, FRAME)
+    told = {2: Muted(0.0, True), 6: Muted(0.0, False)} | ({4: Talking(0.0, True), 5: Talking(0.0, False)} if by_key else {})
+    for i in range(8):
+        if i in told:
+            ears.follow(told[i])
+        ears.hear(Block(pcm=np.full(n, 0.1, np.float32), played=np.zeros(n, np.float32), t_s=(i + 1) * n / RATE_HZ))
+    assert [bool(heard.pcm.any()) for heard in mail] == [True, True, False, False, by_key, False, True, True]
 
 
 def test_an_echo_is_known_and_falling_behind_is_told() -> None:

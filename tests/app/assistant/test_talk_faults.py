@@ -133,6 +133,8 @@ WRONG = {
     "an answer into a pipe": (["--text", "--output", "-"], "needs a file"),
     "two language models": (["--llm-cmd", "cat", "--llm", "echo"], "--llm out"),
     "the answer over the question": (["--input", "in.flac", "--output", "./in.flac"], "name another file"),
+    "a log over the question": (["--input", "in.flac", "--log", "./in.flac"], "name another file"),
+    "a trace over the answer": (["--text", "--output", "a.wav", "--trace", "a.wav"], "a.wav is what --output writes"),
     "a log in no folder": (["--text", "--log", "no/log.jsonl"], "mkdir -p"),
 }
 
@@ -153,6 +155,14 @@ def test_failure_says_what_to_do(run, case):
     assert result.out == b""
     assert all(message in result.err.splitlines()[-1] for message in messages), result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.usefixtures("files")
+def test_offline_fetches_nothing_that_is_asked_for(run):
+    arguments = ("--offline", "--asr", "kyutai/stt-1b-en_fr", "--input", "in.flac", "--llm", "echo")
+    result = run("talk", *arguments, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert result.code == 1
+    assert "HF_HUB_OFFLINE is set, and kyutai/stt-1b-en_fr is not in the cache" in result.err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("files")
