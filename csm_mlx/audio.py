@@ -214,7 +214,11 @@ class _WavFile:
     def __init__(self, path: Path, sample_rate_hz: int):
         self._file = path.open("wb", buffering=0)
         self._sample_rate_hz = sample_rate_hz
-        self._put(_wav_header(sample_rate_hz, None))
+        try:
+            self._put(_wav_header(sample_rate_hz, None))
+        except OSError:
+            self._file.close()
+            raise
 
     def _put(self, data: bytes) -> None:
         while data:  # an unbuffered file may take a part only
@@ -257,11 +261,11 @@ class _FileSink:
         import soundfile
 
         self._part.open("xb").close()  # because libsndfile does not say why it cannot open
-        if self._format == "wav":
-            return _WavFile(self._part, self._sample_rate_hz)
         # A constant bit rate lets players tell the length of an mp3 that was never closed.
         rate = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if self._format == "mp3" else {}
         try:
+            if self._format == "wav":
+                return _WavFile(self._part, self._sample_rate_hz)
             return soundfile.SoundFile(
                 str(self._part), "w", self._sample_rate_hz, channels=1, format=self._format.upper(), **rate
             )

@@ -29,7 +29,8 @@ from csm_mlx.generate.speech import Prefilled
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.models.moshi import MoshiModel
-from csm_mlx.nn.layout import Factor
+from csm_mlx.nn.linear import Product
+from csm_mlx.nn.transformer import Layers
 from csm_mlx.quantize import named_parameters
 from csm_mlx.sampling import Sampler
 
@@ -279,25 +280,26 @@ def frame_bytes(model: CsmModel | MoshiModel) -> int:
 
 
 class BareProducts:
-    """The matrices that a frame reads, in its order and as often, each times one row, with nothing between.
-
-    Each as it lies in memory, (outputs, inputs), in the pieces in which a CPU reads it fastest (`Factor`): at 15 to 20
-    GB/s where it reads the whole at 5 and its transpose at 7, and memory gives 17 to 19 (EPYC Zen 4, OpenBLAS 0.3.21).
+    """The matrices that a frame reads, in its order and as often, each times one row, with nothing between: the
+    products of a model that is prepared, in which some are joined and all lie as they are read fastest.
 
     prefill_rows: those of a prefill of so many rows instead, which reads the backbone once.
     """
 
     def __init__(self, model: CsmModel, prefill_rows: int | None = None):
-        modules, n_codebooks = dict(model.named_modules()), model.config.n_codebooks
-        self._rows: dict[int, mx.array] = {}
-        once, again = [], []
-        for path, p in named_parameters(model).items():
-            n_reads = _reads_per_frame(path, n_codebooks)
-            if not n_reads or p.ndim < 2 or path.endswith((".scales", ".biases")):
-                continue
-            if prefill_rows is None or path.startswith("backbone."):
-                product = self._product(p, modules.get(path.rpartition(".")[0]), prefill_rows or 1, model.dtype)
-                (once if n_reads == 1 else again).append(product)
+        model.prepare()
+        self._n_rows, self._dtype = prefill_rows or 1, model.dtype
+        self._inputs: dict[int, mx.array] = {}
+        once, again = list[Callable[[], mx.array]](), list[Callable[[], mx.array]]()
+        for path, module in model.named_modules():
+            if isinstance(module, Layers) and (prefill_rows is None or path.startswith("backbone.")):
+                products = [self._product(module, product) for product in module.products]
+                (again if path.startswith("depth_decoder.") else once).extend(products)
+        n_codebooks = model.config.n_codebooks
+        if prefill_rows is None:
+            hidden, state = (self._input(config.dim) for config in (model.config.backbone, model.config.depth))
+            once.append(lambda: model.depth_input(hidden))
+            once += [lambda k=k: model.code_logits(state if k else hidden, k) for k in range(n_codebooks)]
         self._products = once + (n_codebooks - 1) * again
 
     def build(self) -> list[mx.array]:
@@ -307,23 +309,22 @@ class BareProducts:
     def run(self) -> None:
         mx.eval(self.build())
 
-    def _product(
-        self, weight: mx.array, module: nn.Module | None, n_rows: int, dtype: mx.Dtype
-    ) -> Callable[[], mx.array]:
-        """Of a matrix (…, outputs, inputs), packed where its module has scales."""
-        width, packed = weight.shape[-1], dict[str, Any]()
-        if module is not None and "scales" in module:
-            packed = {name: getattr(module, name) for name in ("group_size", "bits", "mode")}
-            width = width * 32 // packed["bits"]
-        if width not in self._rows:
-            self._rows[width] = mx.random.normal((n_rows, width)).astype(dtype)
-            mx.eval(self._rows[width])
-        x = self._rows[width]
-        if module is not None and packed:
-            scales, biases = module["scales"], module.get("biases")
-            return lambda: mx.quantized_matmul(x, weight, scales, biases, transpose=True, **packed)
-        factor = Factor(weight)
-        return lambda: factor(x)
+    def _product(self, owner: Layers, product: Product) -> Callable[[], mx.array]:
+        x = self._input(_n_inputs(owner[product.names[0]]))
+        return lambda: product(owner, x)
+
+    def _input(self, width: int) -> mx.array:
+        if width not in self._inputs:
+            self._inputs[width] = mx.random.normal((self._n_rows, width)).astype(self._dtype)
+            mx.eval(self._inputs[width])
+        return self._inputs[width]
+
+
+def _n_inputs(layer: nn.Module) -> int:
+    """Of a linear layer, which may be packed, and adapted."""
+    plain = layer.get("linear", layer)
+    width = plain["weight"].shape[-1]
+    return width * 32 // plain.bits if isinstance(plain, nn.QuantizedLinear) else width
 
 
 def _prefill_s_per_100_rows(model: CsmModel) -> float:

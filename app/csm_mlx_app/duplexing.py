@@ -106,9 +106,9 @@ def _file(flags: Flags, source: Path) -> int:
         try:
             for said, piece in _steps(flags.tail, moshi, session, pcm):
                 heard_s += frame_s
-                notes.put(session, piece, heard_s)
                 if writer is not None:
                     writer.write(said)
+                notes.put(session, piece, heard_s)
                 if _is_up(flags, heard_s):
                     break
         except KeyboardInterrupt:
@@ -148,39 +148,8 @@ def _live(flags: Flags) -> int:
         raise DeviceError(f"{error}; or run on a file with --input FILE --output FILE.wav") from None
     sound = LiveSound(flags.input_device, flags.output_device, RealClock())
     report = _report(flags, sound.clock.now_s)
-    notes = Notes(report, flags.tokens)
-    made: list[MoshiSession] = []
-    heard_s = 0.0
-
-    def hear(session: MoshiSession, frame: Frame) -> np.ndarray | None:
-        nonlocal heard_s
-        if _is_up(flags, heard_s):
-            return None
-        pcm, piece = session.step(frame.pcm)
-        heard_s = frame.end_s
-        notes.put(session, piece, heard_s)
-        return pcm
-
-    def prepare() -> Prepared:
-        if not flags.as_json:
-            console.talk("loading the model")
-        moshi = loading.load_duplex(flags.model)
-        if moshi.sample_rate_hz != RATE_HZ:
-            raise DeviceError(f"{moshi.path} speaks at {moshi.sample_rate_hz} Hz, the devices' sound is at {RATE_HZ}")
-        speed = measured(flags, moshi)
-        report.emit(
-            "speed",
-            step_ms=round(speed.step_ms, 1),
-            budget_ms=round(speed.budget_ms, 1),
-            real_time_factor=round(speed.real_time_factor, 3),
-            fast_enough=speed.real_time_factor <= FAST_ENOUGH,
-            message=speed.message,
-        )
-        session = _session(flags, moshi)
-        made.append(session)
-        return Prepared(moshi.frame_size, lambda frame: hear(session, frame))
-
-    conversation = Duplex(sound, report, prepare, canceller=make_canceller(flags.echo, report.note))
+    moshi = _Computing(flags, report)
+    conversation = Duplex(sound, report, moshi.prepare, canceller=make_canceller(flags.echo, report.note))
     code = 0
     try:
         try:
@@ -195,19 +164,57 @@ def _live(flags: Flags) -> int:
     finally:
         try:
             conversation.close()
-            notes.end()
-            notes.keep()
-            if made:
-                report.emit(
-                    "summary",
-                    seconds=round(heard_s, 3),
-                    real_time_factor=_rounded(made[0].stats.real_time_factor),
-                    frames_left_out=conversation.n_dropped,
-                    frames_not_played=conversation.n_skipped,
-                    underruns=sound.n_underruns,
-                )
+            moshi.end(
+                frames_left_out=conversation.n_dropped,
+                frames_not_played=conversation.n_skipped,
+                underruns=sound.n_underruns,
+            )
         finally:
             report.close()
+
+
+class _Computing:
+    """What the thread that owns MLX does in a conversation on devices."""
+
+    def __init__(self, flags: Flags, report: Report):
+        self._flags, self._report = flags, report
+        self._notes = Notes(report, flags.tokens)
+        self._session: MoshiSession | None = None
+        self._heard_s = 0.0
+
+    def prepare(self) -> Prepared:
+        if not self._flags.as_json:
+            console.talk("loading the model")
+        moshi = loading.load_duplex(self._flags.model)
+        if moshi.sample_rate_hz != RATE_HZ:
+            raise DeviceError(f"{moshi.path} speaks at {moshi.sample_rate_hz} Hz, the devices' sound is at {RATE_HZ}")
+        speed = measured(self._flags, moshi)
+        self._report.emit(
+            "speed",
+            step_ms=round(speed.step_ms, 1),
+            budget_ms=round(speed.budget_ms, 1),
+            real_time_factor=round(speed.real_time_factor, 3),
+            fast_enough=speed.real_time_factor <= FAST_ENOUGH,
+            message=speed.message,
+        )
+        self._session = session = _session(self._flags, moshi)
+        return Prepared(moshi.frame_size, lambda frame: self._hear(session, frame))
+
+    def _hear(self, session: MoshiSession, frame: Frame) -> np.ndarray | None:
+        if _is_up(self._flags, self._heard_s):
+            return None
+        pcm, piece = session.step(frame.pcm)
+        self._heard_s = frame.end_s
+        self._notes.put(session, piece, self._heard_s)
+        return pcm
+
+    def end(self, **lost: int) -> None:
+        """Keeps what was said, and tells what it came to; lost: how much of the sound was, by its way."""
+        self._notes.end()
+        self._notes.keep()
+        if self._session is not None:
+            factor = _rounded(self._session.stats.real_time_factor)
+            self._report.emit("summary", seconds=round(self._heard_s, 3), real_time_factor=factor, **lost)
 
 
 # Both.

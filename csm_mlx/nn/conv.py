@@ -10,14 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.errors import AudioError
-from csm_mlx.nn.layout import Factor, laid_out
+from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs
 
 NARROW = 16
 """Channels below which the windows of a convolution are gathered for one product."""
 
 WIDE = 200_000
 """In channels times out channels above which a layer is taken to see few steps, so that reading its weights is what
-costs: those are one `Factor`."""
+costs: those are one product, of a `Factor` where weights lie row by row."""
 
 ConvState = dict[str, mx.array]
 """`past` (B, kernel - stride, in_channels), the inputs that the next output still sees, unless it sees none; `started`
@@ -81,7 +81,8 @@ class CausalConv1d(nn.Module):
         """Makes the weights a `Factor`, or a (stride * in_channels, out_channels) matrix per tap, or all of those
         below each other in one."""
         out_channels, kernel_size, in_channels = self.weight.shape
-        if self._wide:
+        self._factor = None
+        if self._wide and not lies_by_inputs():
             self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
             self._factor = Factor(self.weight.reshape(out_channels, -1))
             return
@@ -148,10 +149,11 @@ class CausalConvTranspose1d(nn.Module):
         return {"tail": mx.zeros((batch, taps // 2, out_channels), dtype)}
 
     def _lay_out(self) -> None:
-        if self._wide:
+        if self._wide and not lies_by_inputs():
             self.weight = self._laid_out = laid_out(self.weight, 1, 2, 0)
             self._factor = Factor(self.weight.transpose(1, 2, 0).reshape(-1, self.weight.shape[0]))
         else:
+            self._factor = None
             self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
 
     def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:

@@ -1,5 +1,9 @@
 """How weights lie in memory, without a second copy of them, and how rows are multiplied by them."""
 
+import ctypes
+import sys
+from functools import cache
+
 import mlx.core as mx
 
 SMALL_PRODUCT = 1_000_000
@@ -22,25 +26,49 @@ def laid_out(x: mx.array, *axes: int) -> mx.array:
     return contiguous.transpose(*inverse)
 
 
-class Factor:
-    """What rows are multiplied by: `factor(x)` is x @ weight.T for weight (n_out, n_in) float32 that lies row by row.
+def lies_by_inputs() -> bool:
+    """Whether products take least time here by weights (n_out, n_in) that lie column by column.
 
-    A BLAS packs a large matrix before it multiplies, which for few rows takes three times as long as reading it. So on
-    the CPU few rows are multiplied by pieces of the weight, each small enough for a kernel that does not. Sums are
-    taken in another order then. GPUs, other types and many rows see the whole.
+    The reference BLAS, which MLX's wheel for Linux carries, then adds up whole columns in vectors, instead of numbers
+    one by one: half the time, for any number of rows. OpenBLAS packs columns with less work than rows: four fifths of
+    the time for few rows on its Zen core. Only where it has kernels that pack nothing are rows better, in pieces
+    (`Factor`). Neither GPUs nor Accelerate were measured: there weights stay as they are.
+    """
+    return on_cpu() and sys.platform == "linux" and not _multiplies_unpacked()
+
+
+@cache
+def _multiplies_unpacked() -> bool:
+    """Whether the BLAS of this process is an OpenBLAS with kernels for small matrices: those of its AVX-512 cores."""
+    try:
+        core_name = ctypes.CDLL(None).openblas_get_corename
+    except (AttributeError, OSError):
+        return False
+    core_name.restype = ctypes.c_char_p
+    return core_name() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
+
+
+class Factor:
+    """What rows are multiplied by: `factor(x)` is x @ weight.T for weight (n_out, n_in) float32.
+
+    A BLAS packs a large matrix before it multiplies, which for few rows takes three times as long as reading it. So
+    where some kernels do not and the weight lies row by row, few rows are multiplied by pieces of it that are small
+    enough for them. Sums are taken in another order then. GPUs, other types and many rows see the whole, as does all
+    where weights lie column by column (`lies_by_inputs`).
     """
 
-    __slots__ = ("_pieces", "_size", "_weight", "_whole")
+    __slots__ = ("_few_rows", "_pieces", "_size", "_weight", "_whole")
 
     def __init__(self, weight: mx.array):
         self._weight, self._whole, self._size = weight, weight.T, weight.size
         self._pieces: dict[int, mx.array] = {}
+        self._few_rows = 0 if lies_by_inputs() else FEW_ROWS
         mx.eval(self._whole)
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """x (N, n_in); (N, n_out), added to `onto` (N, n_out) or (n_out,) if given."""
         n_rows = x.shape[0]
-        if n_rows * self._size <= SMALL_PRODUCT or n_rows > FEW_ROWS or x.dtype != mx.float32 or not on_cpu():
+        if n_rows * self._size <= SMALL_PRODUCT or n_rows > self._few_rows or x.dtype != mx.float32 or not on_cpu():
             return mx.matmul(x, self._whole) if onto is None else mx.addmm(onto, x, self._whole)
         if n_rows not in self._pieces:
             self._pieces[n_rows] = self._cut(n_rows)

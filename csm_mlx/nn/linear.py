@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from csm_mlx.nn.layout import Factor
+from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs
 
 _ARRAYS = ("weight", "scales", "biases")
 
@@ -13,18 +13,21 @@ _ARRAYS = ("weight", "scales", "biases")
 class Product:
     """The outputs of an owner's bias-free linear layers side by side, (N, dim) to (N, their rows).
 
-    `prepare` lays the layers' weights out one behind the other and makes their own arrays slices of that: memory
-    holds them once, under their own names, and they are read in one go. Where a layer has been replaced or given
-    another weight since (training, adapters, `update`), each computes for itself until it is prepared again.
+    `prepare` lays the layers' weights out one behind the other, as products read them fastest, and makes their own
+    arrays slices of that: memory holds them once, under their own names, and they are read in one go. Where a layer
+    has been replaced or given another weight since (training, adapters, `update`), each computes for itself until it
+    is prepared again.
     """
 
-    __slots__ = ("_factor", "_made_of", "_n_rows", "_names", "_options", "_weights")
+    __slots__ = ("_factor", "_first_rows", "_made_of", "_n_rows", "_names", "_options", "_weights")
 
     def __init__(self, *names: str | int, n_rows: int | None = None):
         """names: of the layers in their owner. n_rows: how many of a single layer's rows are asked for; else all."""
         self._names, self._n_rows = names, n_rows
         self._made_of: list[tuple[str | int, str, mx.array]] = []
         self._factor: Factor | None = None
+        self._first_rows: int | None = None
+        """Those of the factor's that are asked for, where it has more."""
         self._weights: list[mx.array] = []
         self._options: dict[str, Any] = {}
 
@@ -47,12 +50,15 @@ class Product:
         options = _options(layers[0])
         if options is None or any(_options(layer) != options for layer in layers):
             return
-        wholes = [_joined(layers, name)[: self._n_rows] for name in _ARRAYS if name in layers[0]]
-        mx.eval(wholes)
         if options:
-            self._weights, self._options = wholes, options
+            self._weights = [_joined(layers, name)[: self._n_rows] for name in _ARRAYS if name in layers[0]]
+            self._options = options
+            mx.eval(self._weights)
+        elif layers[0]["weight"].dtype == mx.float32 and lies_by_inputs():
+            self._factor = Factor(_joined_by_inputs(layers))
+            self._first_rows = self._n_rows  # columns of some rows would be copied for each product
         else:
-            self._factor = Factor(wholes[0])
+            self._factor = Factor(_joined(layers, "weight")[: self._n_rows])
         self._made_of = [(name, key, owner[name][key]) for name in self._names for key in _ARRAYS if key in owner[name]]
 
     def __call__(self, owner: Any, x: mx.array, onto: mx.array | None = None) -> mx.array:
@@ -62,7 +68,8 @@ class Product:
                 self._forget()
                 break
         if self._factor is not None:
-            return self._factor(x, onto)
+            y = self._factor(x, onto)
+            return y if self._first_rows is None else y[:, : self._first_rows]
         if self._weights:
             weight, scales, *biases = self._weights  # mxfp4 and its like have no biases
             y = mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, **self._options)
@@ -72,7 +79,7 @@ class Product:
         return y if onto is None else onto + y
 
     def _forget(self) -> None:
-        self._made_of, self._weights, self._factor = [], [], None
+        self._made_of, self._weights, self._factor, self._first_rows = [], [], None, None
 
 
 def _options(layer: nn.Module) -> dict[str, Any] | None:
@@ -86,10 +93,26 @@ def _joined(layers: list[nn.Module], name: str) -> mx.array:
     """One array of the layers one behind the other, of which their own ones become slices."""
     if len(layers) == 1:
         return layers[0][name]
-    whole, start = mx.concatenate([layer[name] for layer in layers]), 0
+    whole = mx.concatenate([layer[name] for layer in layers])
+    _share(layers, name, whole)
+    return whole
+
+
+def _joined_by_inputs(layers: list[nn.Module]) -> mx.array:
+    """`_joined` of their weights, lying column by column."""
+    if len(layers) == 1:
+        layers[0]["weight"] = whole = laid_out(layers[0]["weight"], 1, 0)
+        return whole
+    whole = mx.concatenate([layer["weight"].T for layer in layers], axis=1).T
+    _share(layers, "weight", whole)
+    return whole
+
+
+def _share(layers: list[nn.Module], name: str, whole: mx.array) -> None:
+    """Makes the layers' arrays slices of `whole`, whose rows are theirs."""
     mx.eval(whole)
+    start = 0
     for layer in layers:
         end = start + layer[name].shape[0]
         layer[name], start = whole[start:end], end
         mx.eval(layer[name])
-    return whole

@@ -20,6 +20,7 @@ class Owner(nn.Module):
             self[name] = nn.Linear(64, n, bias=False)
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_one_product_says_what_the_layers_say(bits: int | None) -> None:
     owner, x = Owner(32, 8, 8), mx.random.normal((3, 64))
@@ -37,6 +38,7 @@ def test_one_product_says_what_the_layers_say(bits: int | None) -> None:
     assert largest(head(owner, x) - expected[:, :30]) < 1e-5
 
 
+@pytest.mark.usefixtures("order")
 def test_what_changed_since_is_noticed() -> None:
     owner, x = Owner(32, 8, 8), mx.random.normal((3, 64))
     product = Product("a", "b", "c")
@@ -54,6 +56,7 @@ def test_what_changed_since_is_noticed() -> None:
         assert largest(product(owner, x) - expected) < 1e-5
 
 
+@pytest.mark.usefixtures("order")
 def test_layers_of_two_kinds_stay_apart() -> None:
     owner, x = Owner(32, 8, 8), mx.random.normal((3, 64))
     owner["b"] = nn.QuantizedLinear.from_linear(owner["b"], 64, 4)
@@ -63,6 +66,7 @@ def test_layers_of_two_kinds_stay_apart() -> None:
     assert largest(product(owner, x) - mx.concatenate([owner[name](x) for name in "abc"], axis=-1)) == 0
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("recipe", [None, "q4", "mixed"])
 def test_preparing_a_model_takes_no_memory_and_no_name(recipe: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("csm_mlx.models.csm.CODE_TABLE_BYTES", 0)
@@ -83,6 +87,7 @@ def test_preparing_a_model_takes_no_memory_and_no_name(recipe: str | None, monke
     assert all(mx.array_equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.usefixtures("order")
 def test_a_session_speaks_with_the_weights_of_now() -> None:
     csm, other = random_csm(), random_csm(seed=5)
     session = csm.session(sampling=greedy(csm))
@@ -95,6 +100,7 @@ def test_a_session_speaks_with_the_weights_of_now() -> None:
     assert first.codes.tolist() == second.codes.tolist()
 
 
+@pytest.mark.usefixtures("order")
 def test_gradients_reach_what_was_prepared() -> None:
     transformer, x = Transformer(llama(64)), mx.random.normal((1, 6, 64))
 

@@ -187,7 +187,9 @@ def test_muted_ears_hear_silence_unless_a_key_is_held_to_talk(by_key: bool) -> N
     mail, n = list[Any](), FRAME
     ears = Ears(Silent(), lambda _: None, echo="off")  # pyright: ignore[reportArgumentType]
     StreamHearing(ears, mail.append, FRAME)
-    told = {2: Muted(0.0, True), 6: Muted(0.0, False)} | ({4: Talking(0.0, True), 5: Talking(0.0, False)} if by_key else {})
+    told = {2: Muted(0.0, True), 6: Muted(0.0, False)} | (
+        {4: Talking(0.0, True), 5: Talking(0.0, False)} if by_key else {}
+    )
     for i in range(8):
         if i in told:
             ears.follow(told[i])
