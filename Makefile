@@ -9,7 +9,7 @@ RUN    := $(if $(BLAS),LD_PRELOAD=$(BLAS)) $(PY)
 TORCH  := .parity/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help say talk test check format parity slow bench bench-gpu voice wheel clean
+.PHONY: help say talk test test-long check format parity slow bench bench-gpu voice wheel clean
 
 help:  ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -22,6 +22,9 @@ talk: $(VENV)/talk.stamp  ## talk with a voice assistant that needs no model hub
 
 test: $(VENV)/dev.stamp  ## run the tests (under 3 minutes, offline)
 	@OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: $(VENV)/dev.stamp  ## run those that hold conversations, use devices and stop commands (3 minutes more)
+	@OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "long and not slow"
 
 check: $(VENV)/dev.stamp  ## format, lint, types, architecture
 	@$(PY) -m ruff format --check .

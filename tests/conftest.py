@@ -9,7 +9,26 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-_LONG = ("test_talk_live.py", "test_talk_faults.py", "test_conversation.py", "test_benchmark.py")
+_HERE = Path(__file__).parent
+_LONG = tuple(
+    _HERE / "app" / name
+    for name in (
+        "assistant/test_talk_live.py",
+        "assistant/test_talk_faults.py",
+        "assistant/test_conversation.py",
+        "assistant/test_scribe.py",
+        "assistant/test_worker.py",
+        "assistant/test_smollm2.py",
+        "sound/test_live.py",
+        "test_batch.py",
+        "test_convert.py",
+        "test_duplex_live.py",
+        "test_fuse.py",
+        "test_train.py",
+        "test_transcribe_live.py",
+    )
+)
+"""Whole conversations, real devices, and commands that are stopped and go on: half of all the tests' time."""
 _patch = pytest.MonkeyPatch()
 _home = tempfile.TemporaryDirectory(prefix="csm-tests-")
 
@@ -33,9 +52,13 @@ def pytest_configure() -> None:
     _patch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before what is not asked for is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of few long tests come first: at the end, one processor would wait for them."""
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    """Files of few tests that take their time come first: at the end, one processor would wait for them."""
+    for item in items:
+        if item.path in _LONG:
+            item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: item.path not in (*_LONG, _HERE / "test_benchmark.py"))
 
 
 def pytest_unconfigure() -> None:
