@@ -28,7 +28,9 @@ HEARD_AT_ONCE = 2
 HEARD_KEPT = 125
 """Frames that may wait for it, 10 s; what is older is given up."""
 LOW_S = 0.3
-"""With less sound than this waiting to be played, frames come before tokens."""
+"""With less sound than this waiting to be played when a token is done, frames come before tokens."""
+FORGOTTEN = 0.95
+"""Of how long a token may take is remembered at the next."""
 AHEAD_S = 4.0
 """With more than this, speech rests: what is never heard was made for nothing."""
 POLL_S = 0.02
@@ -88,6 +90,8 @@ class Worker:
         self._encoded: tuple[int, int, np.ndarray] | None = None
         self._real_time_factor = 0.5
         """Of the last utterances: how much sound must wait before the first is let out."""
+        self._token_s = 0.0
+        """How long a token may take, by the longest of late."""
         self._tidy = True
         self._desk: Desk | None = None
         self._ready = threading.Event()
@@ -197,7 +201,7 @@ class Worker:
         if self._job is None:
             return self._make_tidy
         ahead_s = self._ahead_s(job)
-        if job.speaks and ahead_s < LOW_S:
+        if job.speaks and ahead_s < LOW_S + self._token_s:
             return self._speak
         if not job.finished and (self._engine.replier.computes or self._nudged):
             return self._think
@@ -277,6 +281,7 @@ class Worker:
         now_s = self._clock.now_s()
         times = self._report.turn(job.turn)
         if self._engine.replier.computes:
+            self._token_s = max(now_s - started_s, FORGOTTEN * self._token_s)
             self._report.span("worker", "language_model", started_s, now_s, job.turn)
         if piece:
             if times.mark("first_token", now_s) and not self._engine.replier.computes:

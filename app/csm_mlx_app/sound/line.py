@@ -1,6 +1,9 @@
 """One open stream of PortAudio, and the signs that it lives."""
 
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from csm_mlx.errors import DeviceError
@@ -12,8 +15,9 @@ from csm_mlx_app.sound.timing import StreamTime
 
 BLOCK_S = 0.01
 """Of a callback."""
-OUTPUT_LATENCY_S = 0.03
-"""Asked of the loudspeaker: three callbacks, so that one may be late because Python is busy."""
+OUTPUT_LATENCY_S = 0.05
+"""Asked of the loudspeaker: five callbacks, so that one may be late because Python or the machine is busy. With three,
+a conversation of a minute on two shared cores had one gap or two of ten milliseconds."""
 SILENT_S = 2.0
 """A callback that does not come for so long, while this process runs, does not come any more."""
 STOPPED, HANGS = "it stopped", "it hangs"
@@ -24,8 +28,27 @@ RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000
 """To which a device may be set while it runs: sound that a busy machine lost makes any other rate."""
 MAX_RATE_ERROR = 0.02
 """Of the samples counted over `RATE_WINDOW_S`: more than clocks differ, less than rates do."""
+_SWITCH_S = 0.001
+"""After which a thread hands Python's lock on to one that waits; its own 5 ms are half of a callback's time."""
 _AWAKE_S = 0.1
 """Between two looks at a line; where it is longer, this process did not run, and no callback could come."""
+
+
+@contextmanager
+def prompt_callbacks() -> Iterator[None]:
+    """Python as it should be while callbacks run in it: they need its lock within their 10 ms.
+
+    What is loaded by now is no garbage: to look through it would hold the lock for 70 ms.
+    """
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(before_s)
 
 
 class Line:

@@ -12,7 +12,7 @@ from csm_mlx.errors import DeviceError
 from csm_mlx_app.sound.clock import RealClock
 from csm_mlx_app.sound.device import BLOCK_S, BLOCK_SAMPLES, RATE_HZ, Block, Fault
 from csm_mlx_app.sound.devices import NAMES, Device, Kind, find_device, look_again, quiet_alsa
-from csm_mlx_app.sound.line import STOPPED, Line, open_microphone, open_speaker
+from csm_mlx_app.sound.line import STOPPED, Line, open_microphone, open_speaker, prompt_callbacks
 from csm_mlx_app.sound.microphone import Microphone
 from csm_mlx_app.sound.reference import Reference
 from csm_mlx_app.sound.speaker import Speaker
@@ -35,7 +35,7 @@ class LiveSound:
     """`Sound` on PortAudio, each direction at its device's own rate.
 
     pause and drop are silent within the 8 ms of the fade and one callback of 10 ms, after which the device still
-    sounds what it holds: PortAudio's latency (asked for: 30 ms), and what a sound server or Bluetooth adds to it.
+    sounds what it holds: PortAudio's latency (asked for: 50 ms), and what a sound server or Bluetooth adds to it.
 
     A direction that is lost is told in `faults` and looked for every second: by the name it had, else the default.
     Until then the microphone is silence, and what is written counts as played as time passes, so that a conversation
@@ -74,6 +74,7 @@ class LiveSound:
 
     def start(self) -> None:
         self._quiet.enter_context(quiet_alsa())  # until `close`: lines of ALSA's threads tear a screen
+        self._quiet.enter_context(prompt_callbacks())
         try:
             self._open_both()
         except DeviceError:
