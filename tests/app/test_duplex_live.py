@@ -1,6 +1,7 @@
 """`csm duplex` with sound that is really played and really heard, through PulseAudio, and what goes wrong with it."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,10 +49,10 @@ class Running:
 
     def __init__(self, server: Pulse, folder: Path, env: dict[str, str], *flags: str):
         self.events: list[dict[str, Any]] = []
+        command = [*COMMAND, "--model", str(folder), "--json", *flags]
         self.process = subprocess.Popen(
-            [*COMMAND, "--model", str(folder), "--json", *flags],
+            ["sh", "-c", f"exec {shlex.join(command)} <&-"],  # nobody needs a stdin
             env=env | server.env,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

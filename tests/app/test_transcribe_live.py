@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from support.kyutai import write_checkpoint
 from support.pulse import Pulse, needs_pulse, pulse
 from support.stt import noise
+from support.terminal import Terminal
 
 pytestmark = needs_pulse
 
@@ -24,10 +27,12 @@ GIVE_UP_S = 90.0
 class Listener:
     """A running command, and what it says."""
 
-    def __init__(self, server: Pulse, folder: Path, *flags: str):
+    def __init__(self, server: Pulse, folder: Path, *flags: str, has_stdin: bool = True):
         env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | server.env
         self._out, self._err = folder / "out", folder / "err"
         command = [sys.executable, "-m", "csm_mlx_app", "transcribe", "--mic", *flags]
+        if not has_stdin:
+            command = ["sh", "-c", f"exec {shlex.join(command)} <&-"]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
@@ -109,6 +114,56 @@ def test_a_microphone_that_is_lost_is_told_and_waited_for(server: Pulse, tmp_pat
         listener.process.wait()
     assert listener.out.endswith("\n")
     assert "Traceback" not in listener.err
+
+
+def test_kill_keeps_what_was_said_and_needs_no_stdin(server: Pulse, tmp_path: Path, checkpoint: Path) -> None:
+    listener = Listener(server, tmp_path, "--model", str(checkpoint), "--json", "-o", "said.vtt", has_stdin=False)
+    try:
+        listener.until(lambda: "Ctrl-C ends it" in listener.err, "microphone")
+        speaking = server.speak(noise(60.0))
+        listener.until(lambda: listener.out.count("\n") >= 4, "words")
+        listener.process.terminate()
+        assert listener.process.wait(timeout=30) == 128 + signal.SIGTERM
+        speaking.kill()
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+    words = [json.loads(line)["text"] for line in listener.out.splitlines()]
+    text = (tmp_path / "said.vtt").read_text()
+    assert text.startswith("WEBVTT\n")
+    said = " ".join(line for line in text.splitlines()[1:] if line and "-->" not in line).split()
+    assert said[: len(words)] == " ".join(words).split()[: len(said)]
+    assert len(said) >= 4
+    assert "Traceback" not in listener.err
+
+
+def columns_used(line: str) -> int:
+    """The widest that the cursor got, which colours and erasing do not move."""
+    column = most = 0
+    for character in re.sub(r"\x1b\[[0-9;]*[mK]|\r", "", line):
+        column += -1 if character == "\b" else 1
+        most = max(most, column)
+    return most
+
+
+def test_a_terminal_of_twenty_columns_holds_the_words(server: Pulse, checkpoint: Path, environment: dict) -> None:
+    env = {name: value for name, value in environment.items() if name not in ("COLUMNS", "PULSE_SERVER")} | server.env
+    command = [sys.executable, "-m", "csm_mlx_app", "transcribe", "--mic", "--model", str(checkpoint)]
+    with Terminal(command, env=env) as terminal:
+        terminal.wait_for("Ctrl-C ends it")
+        n_before = len(terminal.raw)
+        terminal.resize(20)
+        speaking = server.speak(noise(60.0))
+        terminal.wait_for(lambda: len(terminal.raw[n_before:].split("\n")) > 4)
+        shown = terminal.raw[n_before:]
+        terminal.type("\x03")
+        code, _ = terminal.leave()
+        speaking.kill()
+        assert code == 0, terminal.text
+        assert terminal.settings == terminal.before
+        assert "Traceback" not in terminal.text
+    columns = [columns_used(line) for line in shown.split("\n")[1:]]
+    assert 8 < max(columns) <= 20, shown
 
 
 def test_a_microphone_that_is_not_there_is_told_first(server: Pulse, tmp_path: Path) -> None:
