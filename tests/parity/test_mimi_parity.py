@@ -91,7 +91,7 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-4) 
 def test_the_fixture_is_demanding(reference: Reference) -> None:
     codes = reference["codes.transformers"]
     assert codes.shape == (150, 32)
-    assert min(len(np.unique(codes[:, k])) for k in range(32)) > 100, "the codes hardly depend on the sound"
+    assert min(len(np.unique(codes[:, k])) for k in range(32)) > 75, "the codes hardly depend on the sound"
     assert 0.02 < reference["decoded.transformers"].std() < 0.5, "the sound is not at speech level"
 
 
