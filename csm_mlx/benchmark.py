@@ -280,8 +280,8 @@ def frame_bytes(model: CsmModel | MoshiModel) -> int:
 
 
 class BareProducts:
-    """The matrices that a frame reads, in its order and as often, each times one row, with nothing between: the
-    products of a model that is prepared, in which some are joined and all lie as they are read fastest.
+    """The matrices that a frame reads, as often as it does, each times one row, with nothing between: the products of
+    a model that is prepared, in which some are joined and all lie as they are read fastest.
 
     prefill_rows: those of a prefill of so many rows instead, which reads the backbone once.
     """

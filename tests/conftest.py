@@ -28,7 +28,8 @@ _LONG = tuple(
         "test_transcribe_live.py",
     )
 )
-"""Whole conversations, real devices, and commands that are stopped and go on: half of all the tests' time."""
+"""Whole conversations, real devices, and commands that are stopped and go on: half of all the tests' time. To run one
+of them by its name, give `-m ""` too."""
 _patch = pytest.MonkeyPatch()
 _home = tempfile.TemporaryDirectory(prefix="csm-tests-")
 

@@ -4,7 +4,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,22 +103,19 @@ def _file(flags: Flags, source: Path) -> int:
             writer = stack.enter_context(AudioWriter(flags.output, moshi.sample_rate_hz))
         code = 0
         report.emit("ready", model=str(moshi.path), input=str(source), output=flags.output and str(flags.output))
+        stack.callback(_end, report, notes, session, lambda: session.stats.sound_s)
         try:
             for said, piece in _steps(flags.tail, moshi, session, pcm):
                 heard_s += frame_s
+                notes.put(session, piece, heard_s)
                 if writer is not None:
                     writer.write(said)
-                notes.put(session, piece, heard_s)
                 if _is_up(flags, heard_s):
                     break
         except KeyboardInterrupt:
             code = 130
         except SystemExit as stopped:  # SIGTERM: what there is, is kept
             code = stopped.code if isinstance(stopped.code, int) else 1
-        notes.end()
-        notes.keep()
-        stats = session.stats
-        report.emit("summary", seconds=round(stats.sound_s, 3), real_time_factor=_rounded(stats.real_time_factor))
     return code
 
 
@@ -209,15 +206,22 @@ class _Computing:
         return pcm
 
     def end(self, **lost: int) -> None:
-        """Keeps what was said, and tells what it came to; lost: how much of the sound was, by its way."""
-        self._notes.end()
-        self._notes.keep()
+        """lost: how much of the sound was, by its way."""
         if self._session is not None:
-            factor = _rounded(self._session.stats.real_time_factor)
-            self._report.emit("summary", seconds=round(self._heard_s, 3), real_time_factor=factor, **lost)
+            _end(self._report, self._notes, self._session, lambda: self._heard_s, **lost)
 
 
 # Both.
+
+
+def _end(report: Report, notes: "Notes", session: MoshiSession, heard_s: Callable[[], float], **lost: int) -> None:
+    """Keeps what was said, and tells what it came to, whether or not that can be kept."""
+    notes.end()
+    try:
+        notes.keep()
+    finally:
+        factor = _rounded(session.stats.real_time_factor)
+        report.emit("summary", seconds=round(heard_s(), 3), real_time_factor=factor, **lost)
 
 
 def _is_up(flags: Flags, heard_s: float) -> bool:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -109,8 +109,13 @@ class _Work:
                     place = _Place(flags, source)
                     self._tell([SttStep(words=transcript.words)], place.tellers)
                     place.end()
-                    place.keep()
-                    n_done, sound_s = n_done + 1, sound_s + transcript.stats.sound_s
+                    sound_s += transcript.stats.sound_s
+                    try:
+                        place.keep()
+                        n_done += 1
+                    except AudioError as error:
+                        console.error(str(error))
+                        failed = True
         work_s = time.perf_counter() - started
         console.talk(f"{n_done} of {len(flags.sources)} files, {_pace(sound_s, work_s)}")
         return 1 if failed else 0
@@ -181,13 +186,12 @@ class _Work:
                     one.pause()
 
     def _end(self, place: "_Place", stats: SttStats) -> None:
-        """Keeps what was made, each part whatever becomes of the other."""
-        place.end()
-        try:
-            place.keep()
-        finally:
-            self._keep_tokens()
-            self._account(stats)
+        """Keeps what was made, each part whatever becomes of the others."""
+        with ExitStack() as kept:  # which does all of it, the last first
+            kept.callback(self._account, stats)
+            kept.callback(self._keep_tokens)
+            kept.callback(place.keep)
+            kept.callback(place.end)
 
     def _keep_tokens(self) -> None:
         if self._flags.tokens is not None:

@@ -39,7 +39,8 @@ def lies_by_inputs() -> bool:
 
 @cache
 def _multiplies_unpacked() -> bool:
-    """Whether the BLAS of this process is an OpenBLAS with kernels for small matrices: those of its AVX-512 cores."""
+    """Whether the BLAS is an OpenBLAS with kernels for small matrices: those of its AVX-512 cores. One that MLX itself
+    was linked with, as by conda, shows only where it is preloaded."""
     try:
         core_name = ctypes.CDLL(None).openblas_get_corename
     except (AttributeError, OSError):

@@ -16,7 +16,8 @@ class Product:
     `prepare` lays the layers' weights out one behind the other, as products read them fastest, and makes their own
     arrays slices of that: memory holds them once, under their own names, and they are read in one go. Where a layer
     has been replaced or given another weight since (training, adapters, `update`), each computes for itself until it
-    is prepared again.
+    is prepared again; on a CPU slices of joined columns are then copied for each product, so that adapters are better
+    put in place first.
     """
 
     __slots__ = ("_factor", "_first_rows", "_made_of", "_n_rows", "_names", "_options", "_weights")
@@ -68,8 +69,10 @@ class Product:
                 self._forget()
                 break
         if self._factor is not None:
-            y = self._factor(x, onto)
-            return y if self._first_rows is None else y[:, : self._first_rows]
+            if self._first_rows is None:
+                return self._factor(x, onto)
+            y = self._factor(x)[:, : self._first_rows]
+            return y if onto is None else onto + y
         if self._weights:
             weight, scales, *biases = self._weights  # mxfp4 and its like have no biases
             y = mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, **self._options)

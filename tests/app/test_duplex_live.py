@@ -169,14 +169,19 @@ def test_it_goes_on_without_a_microphone_and_keeps_what_was_said_when_killed(ser
         code, took_s, err = talk.leave(signal.SIGTERM)
         assert (code, err) == (128 + signal.SIGTERM, "")
         assert took_s < LEAVES_S + bystander.took_s
+        assert_kept(talk, tmp_path)
+
+
+def assert_kept(talk: Running, tmp_path: Path) -> None:
+    """Tokens of each frame that was heard, of those that the summary counts; the last may be on its way."""
     said = "".join(event["text"] for event in talk.of("text"))
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert "".join(line["assistant"] for line in lines).split() == said.split()
     tensors = mx.load(str(tmp_path / "t.safetensors"))
     assert isinstance(tensors, dict)
     summary = talk.events[-1]
-    n_frames = round(summary["seconds"] * 12.5)
-    assert n_frames - summary["frames_left_out"] == len(tensors["text"])
+    n_left_out, n_frames = summary["frames_left_out"], round(summary["seconds"] * 12.5)
+    assert -1 <= len(tensors["text"]) - (n_frames - n_left_out) <= n_left_out + 1
 
 
 @needs_pulse
@@ -186,11 +191,13 @@ def test_the_time_is_up_and_tokens_are_kept(duplex, tmp_path):
         assert talk.process.wait(GIVE_UP_S) == 0
         talk.until(lambda: talk.of("summary"), "summary")
         summary = talk.of("summary")[0]
-        assert summary["seconds"] == pytest.approx(1.6)
-        n_frames = 20 - summary["frames_left_out"]
+        n_left_out = summary["frames_left_out"]
+        assert 1.6 <= summary["seconds"] + 1e-6 <= 1.6 + 0.08 * (n_left_out + 0.1)
         tensors = mx.load(str(tmp_path / "t.safetensors"))
         assert isinstance(tensors, dict)
-        assert (tensors["text"].shape, tensors["audio"].shape) == ((n_frames,), (n_frames, 4))
+        n_frames = len(tensors["text"])
+        assert 20 - n_left_out <= n_frames <= 20
+        assert tensors["audio"].shape == (n_frames, 4)
         assert json.loads((tmp_path / "log").read_text().splitlines()[0])["assistant"]
 
 

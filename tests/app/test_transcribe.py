@@ -182,6 +182,21 @@ def test_a_full_disk_costs_neither_an_older_file_nor_the_work(call, checkpoint, 
         assert result.text == expected
 
 
+def test_a_full_disk_stops_none_of_several_files(call, checkpoint, sounds, expected, tmp_path) -> None:
+    (tmp_path / "texts").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+    try:
+        result = call("transcribe", *sounds, "--model", checkpoint, "-o", "texts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 1
+    assert [line.split(":")[0] for line in result.err.splitlines()] == 3 * ["error"] + [result.err.splitlines()[-1]]
+    assert result.err.splitlines()[-1].startswith("0 of 3 files")
+    assert result.text.split() == [word for transcript in expected for word in transcript.text.split()]
+    assert not list((tmp_path / "texts").iterdir())
+
+
 def test_an_interrupt_leaves_no_file(start, checkpoint, tmp_path) -> None:
     write_audio(tmp_path / "long.wav", noise(240.0), RATE_HZ)
     process = start("transcribe", "long.wav", "--model", str(checkpoint), "--json", "-o", "out.txt")

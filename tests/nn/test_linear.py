@@ -36,6 +36,7 @@ def test_one_product_says_what_the_layers_say(bits: int | None) -> None:
     head = Product("a", n_rows=30)
     head.prepare(owner)
     assert largest(head(owner, x) - expected[:, :30]) < 1e-5
+    assert largest(head(owner, x, plus[:, :30]) - plus[:, :30] - expected[:, :30]) < 1e-5
 
 
 @pytest.mark.usefixtures("order")

@@ -89,7 +89,7 @@ class Ears:
             self._post(InputEnded(clock.now_s()))
 
     def follow(self, event: Muted | Talking) -> None:
-        """A key: while the microphone is muted, nobody is given its sound, unless a key is held to talk."""
+        """A key: while the microphone is muted, `on_sound` is given silence, unless a key is held to talk."""
         if isinstance(event, Muted):
             self._is_muted = event.on
         else:

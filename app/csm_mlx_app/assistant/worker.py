@@ -201,7 +201,7 @@ class Worker:
         if self._job is None:
             return self._make_tidy
         ahead_s = self._ahead_s(job)
-        if job.speaks and ahead_s < LOW_S + self._token_s:
+        if job.speaks and ahead_s < min(LOW_S + self._token_s, AHEAD_S):
             return self._speak
         if not job.finished and (self._engine.replier.computes or self._nudged):
             return self._think

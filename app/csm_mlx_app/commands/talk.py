@@ -203,36 +203,39 @@ def talk(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
 
+    from csm_mlx.errors import HubError
     from csm_mlx_app import talking
 
-    code = talking.talk(
-        talking.Flags(
-            offline=offline,
-            asr=asr,
-            llm=llm,
-            llm_url=llm_url,
-            llm_cmd=llm_cmd,
-            system=system,
-            text=text,
-            input=input,
-            output=output,
-            input_device=input_device,
-            output_device=output_device,
-            echo=echo.value,
-            eagerness=eagerness.value,
-            smart_turn=smart_turn,
-            as_json=as_json,
-            log=log,
-            record=record,
-            trace=trace,
-            model=model,
-            voice=voice,
-            voice_text=voice_text,
-            speaker=speaker,
-            seed=seed,
-            sampling=given,
-        )
+    flags = talking.Flags(
+        offline=offline,
+        asr=asr,
+        llm=llm,
+        llm_url=llm_url,
+        llm_cmd=llm_cmd,
+        system=system,
+        text=text,
+        input=input,
+        output=output,
+        input_device=input_device,
+        output_device=output_device,
+        echo=echo.value,
+        eagerness=eagerness.value,
+        smart_turn=smart_turn,
+        as_json=as_json,
+        log=log,
+        record=record,
+        trace=trace,
+        model=model,
+        voice=voice,
+        voice_text=voice_text,
+        speaker=speaker,
+        seed=seed,
+        sampling=given,
     )
+    try:
+        code = talking.talk(flags)
+    except HubError as error:
+        raise HubError(f"{error}; or leave --offline out") if offline else error from None
     if code:
         raise typer.Exit(code)
 

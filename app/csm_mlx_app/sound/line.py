@@ -38,13 +38,13 @@ _AWAKE_S = 0.1
 def prompt_callbacks() -> Iterator[None]:
     """Python as it should be while callbacks run in it: they need its lock within their 10 ms.
 
-    What is loaded by now is no garbage: to look through it would hold the lock for 70 ms.
+    What is loaded by now is no garbage: to look through it would hold the lock for 70 ms. One at a time.
     """
     before_s = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_S)
-    gc.collect()
-    gc.freeze()
     try:
+        sys.setswitchinterval(_SWITCH_S)
+        gc.collect()
+        gc.freeze()
         yield
     finally:
         gc.unfreeze()

@@ -73,11 +73,11 @@ class LiveSound:
         self._pending: tuple[float, np.ndarray] | None = None
 
     def start(self) -> None:
-        self._quiet.enter_context(quiet_alsa())  # until `close`: lines of ALSA's threads tear a screen
-        self._quiet.enter_context(prompt_callbacks())
         try:
+            self._quiet.enter_context(quiet_alsa())  # until `close`: lines of ALSA's threads tear a screen
+            self._quiet.enter_context(prompt_callbacks())
             self._open_both()
-        except DeviceError:
+        except BaseException:
             self._close_lines()
             self._quiet.close()
             raise

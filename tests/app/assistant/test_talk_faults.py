@@ -163,6 +163,7 @@ def test_offline_fetches_nothing_that_is_asked_for(run):
     result = run("talk", *arguments, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert result.code == 1
     assert "HF_HUB_OFFLINE is set, and kyutai/stt-1b-en_fr is not in the cache" in result.err.splitlines()[-1]
+    assert result.err.rstrip().endswith("; or leave --offline out")
 
 
 @pytest.mark.usefixtures("files")

@@ -41,7 +41,10 @@ def main(out: Path, cases: list[str]) -> None:
         folder = out / Path(case).name
         folder.mkdir(parents=True, exist_ok=True)
         write_conversation(folder)
-        reference = drawn(case, folder / "checkpoint", clips) if case in CASES else loaded(Path(case), clips)
+        try:
+            reference = drawn(case, folder / "checkpoint", clips) if case in CASES else loaded(Path(case), clips)
+        except DoubtError as doubt:
+            raise SystemExit(f"{case}: {doubt}; give another checkpoint") from None
         save_file({name: value.contiguous() for name, value in reference.items()}, folder / "reference.safetensors")
         logits = reference["logits"]
         print(f"{folder.name}: logits {tuple(logits.shape)} of std {logits.std():.2f}")
