@@ -207,6 +207,7 @@ def test_on_a_terminal_its_words_appear_and_ctrl_c_leaves_it_as_it_was(server, f
     with unless_overloaded(), Terminal([*COMMAND, "--model", str(folder)], env=env) as terminal:
         terminal.wait_for("moshi hears")
         assert "real-time factor" in terminal.text
+        terminal.resize(20)
         said_after = len(terminal.text)
         terminal.wait_for(lambda: len(terminal.text) > said_after + 20)
         bystander.end()
