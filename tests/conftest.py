@@ -16,15 +16,18 @@ _LONG = tuple(
         "assistant/test_talk_live.py",
         "assistant/test_talk_faults.py",
         "assistant/test_conversation.py",
+        "assistant/test_ears.py",
         "assistant/test_scribe.py",
         "assistant/test_worker.py",
         "assistant/test_smollm2.py",
         "sound/test_live.py",
         "test_batch.py",
         "test_convert.py",
+        "test_duplex.py",
         "test_duplex_live.py",
         "test_fuse.py",
         "test_train.py",
+        "test_transcribe.py",
         "test_transcribe_live.py",
     )
 )
