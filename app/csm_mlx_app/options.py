@@ -258,6 +258,15 @@ def distinct(*places: tuple[str, Path | None]) -> None:
             raise typer.BadParameter(f"{path} is what {other} writes; name another file", param_hint=flag)
 
 
+def results(source: Path | None, *places: tuple[str, Path | None]) -> None:
+    """As `writable` for each place that is given, none of which may be the file that is read."""
+    for flag, path in places:
+        if path is not None:
+            writable(path, flag)
+            if source is not None:
+                apart(source, path, flag)
+
+
 def png(path: Path, flag: str) -> Path:
     """As `writable`, for a drawing."""
     if path.suffix.lower() != ".png":

@@ -1,7 +1,6 @@
 """`csm duplex` through its real entry point, with a small random Moshi as Kyutai's repositories hold one."""
 
 import json
-import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from csm_mlx_app import duplexing
+from support.disk import files_of_at_most
 from support.kyutai import CONDITIONS, write_checkpoint
 from support.moshi import hibiki_config, moshi_config, random_conversation
 
@@ -44,11 +44,13 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in held.items()}
 
 
-def by_the_library(folder: Path, user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+def by_the_library(
+    folder: Path, user: np.ndarray, conditions: dict[str, str] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Text, codes, sound and written text of the greedy conversation."""
     moshi = csm_mlx.load_moshi(folder)
     text, audio = (replace(s, temperature=0.0) for s in (moshi.config.text_sampling, moshi.config.audio_sampling))
-    session = moshi.session(text=text, audio=audio)
+    session = moshi.session(text=text, audio=audio, conditions=conditions)
     ids, codes, pcm, written = [], [], [], ""
     for frame in np.pad(user, (0, -len(user) % 1920)).reshape(-1, 1920):
         said, piece = session.step(frame)
@@ -175,12 +177,9 @@ def test_hibiki_translates_a_file_as_its_conditions_say(call, tmp_path, user):
         result = call("duplex", "--model", folder, *flags, "--condition", f"description={value}")
         assert result.code == 0, result.err
         said[value] = tensors(tmp_path / "t.safetensors")
-        moshi = csm_mlx.load_moshi(folder)
-        text, audio = (replace(s, temperature=0.0) for s in (moshi.config.text_sampling, moshi.config.audio_sampling))
-        session = moshi.session(text=text, audio=audio, conditions={"description": value})
-        for frame in np.pad(user, (0, -len(user) % 1920)).reshape(-1, 1920):
-            session.step(frame)
-        assert session.codes[0].tolist() == said[value]["audio"][-1].tolist()
+        ids, codes, *_ = by_the_library(folder, user, {"description": value})
+        np.testing.assert_array_equal(said[value]["text"], ids)
+        np.testing.assert_array_equal(said[value]["audio"], codes)
     assert (said["very_bad"]["audio"] != said["very_good"]["audio"]).any()
     result = call("duplex", "--model", folder, *flags)
     assert result.code == 1
@@ -208,12 +207,8 @@ def test_a_full_disk_leaves_what_was_there(call, tmp_path, folder, user, flag):
     """A limit on the size of files, which fails as a full disk does."""
     assert len(user)
     (tmp_path / "kept.wav").write_text("before\n")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
-    try:
+    with files_of_at_most(20):
         result = call("duplex", "--model", folder, "--input", "user.wav", "--json", flag, "kept.wav")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     events = [json.loads(line) for line in result.text.splitlines()]
     assert (tmp_path / "kept.wav").read_text() == "before\n"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "data") == ["kept.wav", "user.wav"]
@@ -230,13 +225,9 @@ def test_a_full_disk_leaves_what_was_there(call, tmp_path, folder, user, flag):
 
 def test_a_disk_that_is_full_for_the_sound_keeps_the_tokens(call, tmp_path, folder, user):
     assert len(user)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # half a frame of sound
-    try:
+    with files_of_at_most(2000):  # half a frame of sound
         flags = ("--input", "user.wav", "--json", "--output", "out.wav", "--tokens", "t.safetensors", "--log", "log")
         result = call("duplex", "--model", folder, *flags)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.code == 1
     assert "cannot write" in result.err
     assert len(tensors(tmp_path / "t.safetensors")["text"]) == 1

@@ -1,7 +1,6 @@
 """`csm transcribe` on files and pipes: the words are the library's, and what cannot be is told in one line."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from csm_mlx_app import transcribing
 from csm_mlx_app.transcribing import Flags
 from support import layouts
+from support.disk import files_of_at_most
 from support.kyutai import write_checkpoint
 from support.stt import noise
 
@@ -166,12 +166,8 @@ def test_a_full_disk_costs_neither_an_older_file_nor_the_work(call, checkpoint, 
     expected = call("transcribe", sounds[0], "--model", checkpoint, "--format", "srt").text
     assert expected.startswith("1\n00:00:0")
     (tmp_path / "out.srt").write_text("before")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
-    try:
+    with files_of_at_most(20):
         result = call("transcribe", sounds[0], "--model", checkpoint, "-o", "out.srt", *["--json"] * shown)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.code == 1
     assert "cannot write out.srt: File too large" in result.err.splitlines()[-1]
     assert (tmp_path / "out.srt").read_text() == "before"
@@ -184,12 +180,8 @@ def test_a_full_disk_costs_neither_an_older_file_nor_the_work(call, checkpoint, 
 
 def test_a_full_disk_stops_none_of_several_files(call, checkpoint, sounds, expected, tmp_path) -> None:
     (tmp_path / "texts").mkdir()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
-    try:
+    with files_of_at_most(5):
         result = call("transcribe", *sounds, "--model", checkpoint, "-o", "texts")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.code == 1
     assert [line.split(":")[0] for line in result.err.splitlines()] == 3 * ["error"] + [result.err.splitlines()[-1]]
     assert result.err.splitlines()[-1].startswith("0 of 3 files")

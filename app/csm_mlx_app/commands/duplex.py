@@ -146,11 +146,7 @@ def duplex(
     _check_rules(rules)
     _check_sound(input, output, tail, seconds, input_device, output_device)
     options.distinct(("--output", output), ("--tokens", tokens), ("--log", log))
-    for flag, path in (("--log", log), ("--tokens", tokens)):
-        if path is not None:
-            options.writable(path, flag)
-            if input is not None:
-                options.apart(input, path, flag)
+    options.results(input, ("--log", log), ("--tokens", tokens))
 
     from csm_mlx_app import duplexing
 

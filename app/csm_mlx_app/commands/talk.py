@@ -257,11 +257,7 @@ def _check_files(source: Path | None, target: Path | None, texts: Sequence[tuple
     if source is not None:
         options.existing_file(source, "--input")
     options.distinct(("--output", target), *texts)
-    for flag, path in texts:
-        if path is not None:
-            options.writable(path, flag)
-            if source is not None:
-                options.apart(source, path, flag)
+    options.results(source, *texts)
     if target is not None:
         if str(target) == "-":
             raise typer.BadParameter("a conversation needs a file, such as answer.wav", param_hint="--output")

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import CsmError
-from csm_mlx.nn.layout import laid_out, lies_by_inputs
+from csm_mlx.nn.layout import laid_out, lies_by_inputs, on_cpu
 from csm_mlx.sampling import Sampler
 from csm_mlx_app.assistant.replies import DEFAULT_LLM, Message, ReplyError
 from csm_mlx_app.assistant.replies.recent import MAX_HISTORY_TOKENS, Recent
@@ -80,7 +80,7 @@ class MlxLm:
         self.seed, self.max_tokens = seed, max_tokens
         self._opening: list[Message] = [*([{"role": "system", "content": system}] if system else []), *examples]
         self._max_history_tokens = max_history_tokens
-        self.prefill_tokens = prefill_tokens or (CPU_PREFILL_TOKENS if _is_cpu() else PREFILL_TOKENS)
+        self.prefill_tokens = prefill_tokens or (CPU_PREFILL_TOKENS if on_cpu() else PREFILL_TOKENS)
         self._dequantize_on_cpu = dequantize_on_cpu
         self._recent = Recent()
         self._last: MlxLmReply | None = None
@@ -110,7 +110,7 @@ class MlxLm:
         source = self._source if isinstance(self._source, str) else self._source()
         try:
             model, tokenizer, config = mlx_lm.load(source, return_config=True)  # pyright: ignore[reportAssignmentType]
-            if self._dequantize_on_cpu and _is_cpu():
+            if self._dequantize_on_cpu and on_cpu():
                 model.set_dtype(mx.float32)  # first: half precision is slow there
                 model = mlx_lm.utils.dequantize_model(model)
                 mx.eval(model.parameters())
@@ -295,10 +295,6 @@ def _lay_out(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight = laid_out(module.weight, 1, 0)
-
-
-def _is_cpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.cpu
 
 
 def _first_line(error: BaseException) -> str:
