@@ -12,7 +12,7 @@ from csm_mlx_app.assistant.records import Recording
 from csm_mlx_app.assistant.replies.command import Command
 from csm_mlx_app.assistant.transcripts import words
 from csm_mlx_app.assistant.turn_config import TurnConfig
-from csm_mlx_app.sound.device import RATE_HZ
+from csm_mlx_app.sound.device import BLOCK_S, RATE_HZ
 from support.talks import WORDS, Known, Says, Talk, clip, scene, stretches, voiced
 
 from csm_mlx.audio import read_audio
@@ -114,9 +114,12 @@ def test_a_question_into_the_answer_cuts_it_to_what_was_heard(tmp_path, monkeypa
 
 
 def second_start(talk: Talk) -> float:
-    """When the second answer began."""
-    turn = talk.turns[1]
-    return talk.told.of("speech_end")[1]["t_s"] + turn["latency_ms"]["first_sample"] / 1000 - 0.02
+    """A moment before the second answer, by less than two steps of the sound.
+
+    Its first sample is told up to a step late, when that step has been played; both times are rounded to milliseconds.
+    """
+    told_s = talk.told.of("speech_end")[1]["t_s"] + talk.turns[1]["latency_ms"]["first_sample"] / 1000
+    return told_s - BLOCK_S - 0.002
 
 
 class Mumbled(Known):
