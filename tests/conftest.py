@@ -4,7 +4,9 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from zlib import crc32
 
+import mlx.core as mx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,6 +65,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path in _LONG:
             item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: item.path not in (*_LONG, _HERE / "test_benchmark.py"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drawn_alike_in_a_module(request: pytest.FixtureRequest) -> None:
+    """What its fixtures draw is the same in every run; the seeds differ, so that nothing is drawn twice."""
+    mx.random.seed(crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def _drawn_alike(request: pytest.FixtureRequest, _drawn_alike_in_a_module: None) -> None:
+    mx.random.seed(crc32(request.node.nodeid.encode()))
 
 
 def pytest_unconfigure() -> None:

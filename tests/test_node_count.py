@@ -1,4 +1,4 @@
-"""How many operations a frame of CSM, and a step of Moshi, is: what it costs besides its weights, on any machine.
+"""How many operations a frame of CSM or Mimi, or a step of Moshi, is: what it costs besides its weights anywhere.
 
 The number depends on the code and on MLX's version alone. Lower it when the code gets better; a change that needs more
 has to say why.
@@ -9,6 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from support.models import random_csm_model
 from support.moshi import random_frames, random_moshi
 
@@ -16,6 +17,7 @@ from csm_mlx.benchmark import FrameLoop, count_nodes
 from csm_mlx.config import CsmConfig, MoshiConfig, SamplingConfig, TransformerConfig
 from csm_mlx.generate.duplex import AUDIO_SAMPLING, TEXT_SAMPLING, DuplexState, duplex_step, first_state
 from csm_mlx.generate.monologue import TextRules, TextSampler
+from csm_mlx.models.mimi import Mimi
 from csm_mlx.sampling import Sampler
 from csm_mlx.stored import MoshiCheckpointConfig, any_preset, preset
 
@@ -28,6 +30,10 @@ them cut the last rows of the heads off, which only a BLAS needs that reads weig
 
 MOST_NODES_OF_MOSHI = {"greedy": 2719, "as Kyutai's": 2820}
 """Of one step of moshi-7b without its codec. With 8 temporal layers it takes 2028, where moshi_mlx takes 5086."""
+
+MOST_NODES_OF_MIMI = {"encode": 915, "decode": 760}
+"""Of one streamed frame at true dimensions, 32 codebooks: 1,310 and 1,020 where each layer normalizes, turns and masks
+for itself."""
 
 
 def narrow(stack: TransformerConfig) -> TransformerConfig:
@@ -91,6 +97,20 @@ def test_a_step_of_moshi_is_no_more_operations_than_it_was(
             counts.append(count_nodes(*computed(state), step.codes))
     assert counts[-1] == counts[-2], "the graph grows from step to step"
     assert counts[-1] <= MOST_NODES_OF_MOSHI[name]
+
+
+@pytest.mark.parametrize("way", MOST_NODES_OF_MIMI)
+def test_a_streamed_frame_of_mimi_is_no_more_operations_than_it_was(way: str) -> None:
+    with mx.stream(mx.cpu):
+        mimi, state, counts = Mimi(preset("csm-1b").codec), None, []
+        x = mx.zeros((1, mimi.config.frame_size, 1)) if way == "encode" else mx.zeros((1, 1, 32), mx.int32)
+        for _ in range(3):
+            out, state = mimi.encode(x, state) if way == "encode" else mimi.decode(x, state)
+            arrays = [array for _, array in tree_flatten(state) if isinstance(array, mx.array)]
+            counts.append(count_nodes(out, *arrays))
+            mx.eval(out, arrays)
+    assert counts[-1] == counts[-2], "the graph grows from frame to frame"
+    assert counts[-1] <= MOST_NODES_OF_MIMI[way]
 
 
 def computed(state: DuplexState) -> list[mx.array]:

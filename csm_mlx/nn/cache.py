@@ -43,11 +43,13 @@ class Step(NamedTuple):
     positions: int | mx.array
     """The same for the rotation, without the padding: also (B,) int32, one per row."""
     slots: mx.array
-    """Where their keys and values go: (1,) int32, the first, or (1, 1, T, 1) int32 for a ring."""
+    """Where their keys and values go: (1,) int32, the first, or int32 that broadcasts to (B, n_kv_heads, T, head_dim)
+    for a ring counted in the graph."""
     mask: mx.array | str | None
-    """Which slots each of them sees: (T, capacity) bool for a ring, (B, 1, 1, written) bool beside padding; "causal"
-    for those written up to itself; None, with one step, for all of those written up to here. Without an offset, what is
-    added to the scores (B, n_kv_heads, heads per key, capacity)."""
+    """Which slots each of them sees: (T, capacity) bool for a ring, or what is added to the scores, float32
+    (T, capacity) or (B, n_heads, T, capacity); (B, 1, 1, written) bool beside padding; "causal" for those written up to
+    itself; None, with one step, for all of those written up to here. Without an offset, what is added to the scores
+    (B, n_kv_heads, heads per key, capacity)."""
     turns: mx.array | None = None
     """How their queries and keys are turned, and queries scaled, made once (`rope.turned`), for float32 on a CPU; None
     where every layer has it done."""

@@ -18,10 +18,10 @@ class ResidualQuantizer(nn.Module):
 
     def _make_tables(self) -> list[tuple[mx.array, ...]]:
         """Per codebook, the centroids c (codebook_size, codebook_dim), the same transposed, which is how they lie in
-        memory, and -|c|² / 2 (codebook_size,)."""
+        memory, and -|c|² / 2 (1, codebook_size)."""
         if self._tables is None or self._tables[0] is not self.codebooks:
             self.codebooks = laid_out(self.codebooks, 0, 2, 1)
-            biases = -0.5 * mx.square(self.codebooks).sum(-1)
+            biases = -0.5 * mx.square(self.codebooks).sum(-1)[:, None]
             tables = list(zip(self.codebooks, self.codebooks.swapaxes(1, 2), biases, strict=True))
             mx.eval(tables)
             self._tables = (self.codebooks, tables)
@@ -29,12 +29,14 @@ class ResidualQuantizer(nn.Module):
 
     def encode(self, x: mx.array, n_codebooks: int) -> mx.array:
         """x (B, T, dim); codes (B, T, n_codebooks) int32 of the nearest centroids, residual after residual."""
-        residual, codes = self.input_proj(x), []
+        batch, n_steps, dim = x.shape
+        residual, codes = self.input_proj(x.reshape(-1, dim)), []
         for centroids, columns, bias in self._make_tables()[:n_codebooks]:
             # -|x - c|² / 2 without the term that all centroids share.
             codes.append(mx.argmax(mx.addmm(bias, residual, columns), axis=-1))
             residual = residual - centroids[codes[-1]]
-        return mx.stack(codes, axis=-1).astype(mx.int32)
+        rows = mx.concatenate(codes).reshape(n_codebooks, -1)  # (n_codebooks, B * T)
+        return rows.T.reshape(batch, n_steps, -1).astype(mx.int32)
 
     def decode(self, codes: mx.array) -> mx.array:
         """codes (B, T, n) of the first n codebooks; their sum, projected back: (B, T, dim)."""

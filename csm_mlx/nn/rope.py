@@ -38,6 +38,13 @@ class Rope:
         int32 with one per row."""
         return mx.fast.rope(x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods)
 
+    def turns_from(self, positions: mx.array, n_queries: int, n_keys: int, scale: float) -> mx.array:
+        """`turns` of positions (T,) that are data."""
+        angles = positions[:, None, None] * (1 / self.periods)
+        factors = mx.stack([mx.cos(angles), mx.sin(angles)], axis=-1).reshape(len(positions), 1, -1).view(mx.complex64)
+        sizes = np.array([scale] * n_queries + [1] * n_keys + [0] * n_keys, np.complex64)[:, None]
+        return (factors * mx.array(sizes) + mx.array(sizes == 0)).reshape(len(positions), -1)
+
     def _turns(self, positions: tuple[int, ...], n_queries: int, n_keys: int, scale: float) -> mx.array:
         """Each position's heads as complex factors of their pairs, for `turned`: queries, which are scaled too, keys,
         and as many values, which stay as they are.
@@ -52,7 +59,7 @@ class Rope:
 
 
 def turned(x: mx.array, turns: mx.array) -> mx.array:
-    """x (B, n) float32 with each of its pairs turned as `turns` says, (1, n / 2) or (B, n / 2).
+    """x (…, n) float32 with each of its pairs turned as `turns` says, (…, n / 2), which is broadcast.
 
     Two views and a product where `mx.fast.rope` takes thirty primitives on a CPU; views have no gradient.
     """

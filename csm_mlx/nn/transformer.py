@@ -13,7 +13,7 @@ from csm_mlx.nn.activations import gelu, swiglu
 from csm_mlx.nn.cache import CacheState, Step
 from csm_mlx.nn.layout import on_cpu
 from csm_mlx.nn.linear import Product
-from csm_mlx.nn.norm import RMSNorm
+from csm_mlx.nn.norm import LayerNorm, RMSNorm
 from csm_mlx.nn.piece import Piece
 from csm_mlx.nn.rope import Rope, turned
 
@@ -30,7 +30,7 @@ have few of those."""
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
-    make = RMSNorm if config.norm == "rms" else nn.LayerNorm
+    make = RMSNorm if config.norm == "rms" else LayerNorm
     return make(config.dim, eps=config.norm_eps)
 
 
@@ -81,34 +81,41 @@ class Attention(Layers):
         """
         n_rows, n_turned = x.shape[0], self.n_heads + self.n_kv_heads
         x = self._qkv(self, x)
+        batch, many = n_rows // at.n_steps, at.n_steps > 1
         if at.turns is not None:
-            x = turned(x, at.turns).reshape(n_rows, -1, 1, self.head_dim)
-            queries, new_keys, new_values = mx.split(x, (self.n_heads, n_turned), axis=1)
-        else:
-            x = x.reshape(n_rows // at.n_steps, at.n_steps, -1, self.head_dim).swapaxes(1, 2)
+            x = turned(x.reshape(batch, at.n_steps, -1) if many else x, at.turns)
+        x = (
+            x.reshape(batch, at.n_steps, -1, self.head_dim).swapaxes(1, 2)
+            if many
+            else x.reshape(batch, -1, 1, self.head_dim)
+        )
+        if at.turns is None and self._rope is not None:
             x, new_values = mx.split(x, (n_turned,), axis=1)
-            x = x if self._rope is None else self._rope(x, at.positions)
-            queries, new_keys = mx.split(x, (self.n_heads,), axis=1)
+            queries, new_keys = mx.split(self._rope(x, at.positions), (self.n_heads,), axis=1)
+        else:
+            queries, new_keys, new_values = mx.split(x, (self.n_heads, n_turned), axis=1)
         keys, seen_keys = cache.write(keys, new_keys, at)
         values, seen_values = cache.write(values, new_values, at)
-        mask, n_queries = at.mask, at.n_steps
+        mask, n_queries, scale = at.mask, at.n_steps, self._scale if at.turns is None else None
         if last_only:
-            queries, n_rows, n_queries = queries[:, :, -1:], n_rows // n_queries, 1
-            mask = mask[-1:] if isinstance(mask, mx.array) else None
+            queries, n_rows, n_queries = queries[:, :, -1:], batch, 1
+            mask = mask[..., -1:, :] if isinstance(mask, mx.array) else None
         if n_queries == 1:  # they see the same: the queries of a group are rows of one head
             queries = queries.reshape(n_rows, self.n_kv_heads, -1, self.head_dim)
-            y = _seen_by_one(queries, seen_keys, seen_values, self._scale if at.turns is None else None, mask)
+            y = _seen_by_all(queries, seen_keys, seen_values, scale, mask)
+        elif scale is None and self.n_heads == self.n_kv_heads:
+            y = _seen_by_all(queries, seen_keys, seen_values, None, mask).swapaxes(1, 2)
         else:
-            y = _attended(queries, seen_keys, seen_values, self._scale, mask).swapaxes(1, 2)
+            y = _attended(queries, seen_keys, seen_values, scale or 1.0, mask).swapaxes(1, 2)
         y = y.reshape(n_rows, -1)
         return self._o(self, y, onto), keys, values
 
 
-def _seen_by_one(
+def _seen_by_all(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float | None, mask: mx.array | str | None
 ) -> mx.array:
-    """(B, n_kv_heads, T, head_dim): what the T queries of a group, which see the same, see. scale: None on a CPU, where
-    queries are scaled already (`Step.turns`)."""
+    """(B, n_kv_heads, T, head_dim): what each of T queries sees of what stands in its head, or of what is left of it by
+    a mask. scale: None on a CPU, where queries are scaled already (`Step.turns`)."""
     if scale is None and (mask is None or (isinstance(mask, mx.array) and mask.dtype != mx.bool_)):
         keys = keys.swapaxes(2, 3)  # what a CPU does anyway, without scaling
         scores = mx.matmul(queries, keys) if mask is None else mx.addmm(mask, queries, keys)
@@ -282,8 +289,8 @@ class Transformer(nn.Module):
             x, keys, values = self._row(x, keys, values, at)
         else:
             at = cache.step(offset, n_steps, n_slots, self._config.window, padding)
-            if one and isinstance(offset, int) and x.dtype == mx.float32 and on_cpu():
-                at = at._replace(turns=_turns(self._config, self._rope, *(offset - n for n in padding or (0,))))
+            if x.dtype == mx.float32 and on_cpu() and (one or not isinstance(offset, int)):
+                at = _in_few_operations(at, self._config, self._rope, padding, x.shape[0] // n_steps)
             x, keys, values = self._through(x, keys, values, at, last_only=last_only)
         return x, {**state, "offset": offset + n_steps, "keys": keys, "values": values}
 
@@ -328,6 +335,28 @@ def _row_at(
         at.append(turns)
     mx.eval(at)
     return tuple(at)
+
+
+def _in_few_operations(
+    at: Step, config: TransformerConfig, rope: Rope | None, padding: tuple[int, ...], batch: int
+) -> Step:
+    """The step, with what else each layer would make for itself: on a CPU an operation costs more than what it does.
+
+    For float32, for one position or a ring that is counted in the graph.
+    """
+    if isinstance(at.offset, int):
+        return at._replace(turns=_turns(config, rope, *(at.offset - n for n in padding or (0,))))
+    assert isinstance(at.mask, mx.array)
+    assert at.offset is not None
+    turns = None
+    if rope is not None:
+        positions = at.offset + mx.arange(at.n_steps, dtype=mx.int32)
+        turns = rope.turns_from(positions, config.n_heads, config.n_kv_heads, config.head_dim**-0.5)
+    mask = mx.where(at.mask, mx.array(0.0), mx.array(-mx.inf))
+    if config.n_heads == config.n_kv_heads:
+        mask = mx.contiguous(mx.broadcast_to(mask, (batch, config.n_heads, *mask.shape)))
+    slots = mx.broadcast_to(at.slots, (batch, config.n_kv_heads, at.n_steps, config.head_dim))
+    return at._replace(turns=turns, mask=mask, slots=slots)
 
 
 def _turns(config: TransformerConfig, rope: Rope | None, *positions: int) -> mx.array | None:
