@@ -36,7 +36,9 @@ class TextSampler:
     def __init__(self, config: MoshiConfig, sampling: SamplingConfig, rules: TextRules):
         self._sampler, self._rules, self._n_ids = Sampler(sampling), rules, config.text_head_size
         self._pad, self._mark = config.text_pad_id, config.text_word_id
-        self._bias = mx.where(mx.arange(self._n_ids) == self._pad, rules.pad_bias, 0.0) if rules.pad_bias else None
+        self._bias: mx.array | None = None
+        if rules.pad_bias:
+            self._bias = mx.array([rules.pad_bias if n == self._pad else 0.0 for n in range(self._n_ids)])
 
     def make_state(self, batch: int) -> mx.array | None:
         """The memory of a conversation before its first word, (B, repetition_context); None where there is no need."""

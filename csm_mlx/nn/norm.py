@@ -44,7 +44,8 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, dim: int, eps: float):
         super().__init__(dim, eps=eps)
-        self._eps, self._share = mx.array([[eps]]), mx.full((dim, 1), 1 / dim)
+        # Arrays, and not what would make them: another thread than this one has no stream to make them on.
+        self._eps, self._share = mx.array([[eps]]), mx.array([[1 / dim]] * dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (…, dim); the same shape."""

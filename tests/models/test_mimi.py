@@ -1,5 +1,7 @@
 """Mimi's front door: shapes, padding, how many codebooks, and what is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -24,6 +26,17 @@ def test_a_clip_is_padded_to_whole_frames(codec: Mimi) -> None:
     assert mx.array_equal(codes, padded)
     sound, _ = codec.decode(codes)
     assert sound.shape == (1, 3 * 1920, 1)
+
+
+def test_another_thread_uses_what_one_has_loaded() -> None:
+    """Arrays that a model holds besides its weights are made when it is: what is left to be made, is by no other."""
+    codec = random_mimi()
+    mx.eval(codec.parameters())
+    with ThreadPoolExecutor(1) as other:
+        codes = np.array(other.submit(lambda: np.array(codec.encode(mx.ones((1, 3840, 1)))[0])).result())
+        sound = other.submit(lambda: np.array(codec.decode(mx.array(codes))[0])).result()
+    assert np.array_equal(codes, codec.encode(mx.ones((1, 3840, 1)))[0])
+    assert np.allclose(sound, codec.decode(mx.array(codes))[0], atol=1e-6)
 
 
 def test_a_stream_takes_whole_frames_only(codec: Mimi) -> None:
