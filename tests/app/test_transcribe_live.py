@@ -93,7 +93,7 @@ def test_words_come_until_ctrl_c_and_the_last_ones_after_it(server: Pulse, tmp_p
     tensors = mx.load(str(tmp_path / "t.safetensors"))
     assert isinstance(tensors, dict)
     assert words[-1]["stop_s"] <= heard_s + 0.1
-    assert tensors["text"].size >= round(heard_s * 12.5) + 1 + 3
+    assert tensors["text"].size >= (heard_s - 0.05) * 12.5 + 1 + 3  # it is told in tenths of a second
 
 
 def test_a_microphone_that_is_lost_is_told_and_waited_for(server: Pulse, tmp_path: Path, checkpoint: Path) -> None:
