@@ -352,7 +352,7 @@ def _in_few_operations(
     if rope is not None:
         positions = at.offset + mx.arange(at.n_steps, dtype=mx.int32)
         turns = rope.turns_from(positions, config.n_heads, config.n_kv_heads, config.head_dim**-0.5)
-    mask = mx.where(at.mask, mx.array(0.0), mx.array(-mx.inf))
+    mask = mx.where(at.mask, 0.0, -mx.inf)
     if config.n_heads == config.n_kv_heads:
         mask = mx.contiguous(mx.broadcast_to(mask, (batch, config.n_heads, *mask.shape)))
     slots = mx.broadcast_to(at.slots, (batch, config.n_kv_heads, at.n_steps, config.head_dim))
