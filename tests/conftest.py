@@ -1,6 +1,7 @@
 """What holds for every test: no user's files, no network, and `from support import …`."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -56,6 +57,8 @@ def pytest_configure() -> None:
     }.items():
         _patch.setenv(name, str(home / folder))
     _patch.setenv("HF_HUB_OFFLINE", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is not asked for is left out

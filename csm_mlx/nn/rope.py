@@ -1,7 +1,7 @@
 """Rotary positions: the frequency curve, and the rotation of interleaved pairs."""
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -42,8 +42,8 @@ class Rope:
         """`turns` of positions (T,) that are data."""
         angles = positions[:, None, None] * (1 / self.periods)
         factors = mx.stack([mx.cos(angles), mx.sin(angles)], axis=-1).reshape(len(positions), 1, -1).view(mx.complex64)
-        sizes = np.array([scale] * n_queries + [1] * n_keys + [0] * n_keys, np.complex64)[:, None]
-        return (factors * mx.array(sizes) + mx.array(sizes == 0)).reshape(len(positions), -1)
+        factor, addend = (mx.array(part) for part in _heads(n_queries, n_keys, scale))
+        return (factors * factor + addend).reshape(len(positions), -1)
 
     def _turns(self, positions: tuple[int, ...], n_queries: int, n_keys: int, scale: float) -> mx.array:
         """Each position's heads as complex factors of their pairs, for `turned`: queries, which are scaled too, keys,
@@ -52,10 +52,15 @@ class Rope:
         (len(positions), (n_queries + 2 * n_keys) * head_dim / 2) complex64.
         """
         angles = np.array(positions, np.float32)[:, None, None] * (np.float32(1) / self._periods)
-        factors = np.ones((len(positions), n_queries + 2 * n_keys, self.head_dim // 2), np.complex64)
-        factors[:, : n_queries + n_keys] = np.exp(1j * angles)
-        factors[:, :n_queries] *= np.float32(scale)
-        return mx.array(factors.reshape(len(positions), -1))
+        factor, addend = _heads(n_queries, n_keys, scale)
+        return mx.array((np.exp(1j * angles) * factor + addend).reshape(len(positions), -1))
+
+
+@cache
+def _heads(n_queries: int, n_keys: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """What a position's turn is multiplied with in each head, and what is added: (n_queries + 2 * n_keys, 1)."""
+    factor = np.repeat(np.array([scale, 1, 0], np.complex64), [n_queries, n_keys, n_keys])[:, None]
+    return factor, (factor == 0).astype(np.complex64)
 
 
 def turned(x: mx.array, turns: mx.array) -> mx.array:
