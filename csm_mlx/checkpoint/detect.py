@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from csm_mlx.checkpoint.names import (
     kyutai_lm_slices,
     kyutai_lm_torch,
+    kyutai_lm_transformers,
     llama,
     mimi_kyutai,
     mimi_transformers,
@@ -31,8 +32,9 @@ MOSHI_LAYOUTS = {
     "own": own.is_moshi,
     "kyutai": kyutai_lm_torch.is_layout,
     "kyutai-slices": kyutai_lm_slices.is_layout,
+    "kyutai-transformers": kyutai_lm_transformers.is_layout,
 }
-"""Kyutai's language models: csm-mlx's own; PyTorch's; MLX's and candle's."""
+"""Kyutai's language models: csm-mlx's own; PyTorch's; MLX's and candle's; Hugging Face's."""
 
 
 def csm_layout(names: Iterable[str]) -> str | None:

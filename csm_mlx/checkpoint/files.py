@@ -4,6 +4,8 @@ from pathlib import Path
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""What transformers says of the sound that a model takes, in its newer and its older file."""
 MODEL = "model.safetensors"
 CODEC = "codec.safetensors"
 TOKENIZER = "tokenizer.json"

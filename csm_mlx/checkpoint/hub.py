@@ -29,6 +29,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ALWAYS = (
     files.CONFIG,
     files.GENERATION_CONFIG,
+    *files.PROCESSORS,
     files.TOKENIZER,
     f"tokenizer*{files.SPM_SUFFIX}",
     f"{files.PROMPTS}/*.wav",

@@ -6,12 +6,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from csm_mlx.checkpoint import files
 from csm_mlx.checkpoint.detect import moshi_layout
-from csm_mlx.checkpoint.groups import found_files, groups_of, read_json
+from csm_mlx.checkpoint.groups import found_files, groups_of
 from csm_mlx.checkpoint.load import default_dtype, fill
 from csm_mlx.checkpoint.read import Tensor
-from csm_mlx.checkpoint.source import map_moshi
+from csm_mlx.checkpoint.source import foreign_config, map_moshi
 from csm_mlx.config import MoshiConfig
 from csm_mlx.errors import CheckpointError
 from csm_mlx.models.moshi import MoshiModel
@@ -38,11 +37,11 @@ def open_lm(path: str | Path) -> LmSource:
     for group in groups:
         layout = moshi_layout(group.tensors)
         if layout is not None and layout != "own":
-            foreign = read_json((path if path.is_dir() else path.parent) / files.CONFIG)
+            foreign = foreign_config(path if path.is_dir() else path.parent, layout)
             tensors, config, quantization = map_moshi(layout, group.tensors, foreign)
             return LmSource(layout, config, tensors, quantization)
     raise CheckpointError(
-        f"{path} holds no language model of Kyutai's in a known layout (PyTorch, MLX, candle), only "
+        f"{path} holds no language model of Kyutai's in a known layout (PyTorch, MLX, candle, transformers), only "
         f"{', '.join(group.name for group in groups[:3])}; give the folder of one, such as of stt-1b-en_fr"
     )
 

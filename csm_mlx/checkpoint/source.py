@@ -12,6 +12,7 @@ from csm_mlx.checkpoint.names import (
     kyutai_lm,
     kyutai_lm_slices,
     kyutai_lm_torch,
+    kyutai_lm_transformers,
     llama,
     mimi,
     mimi_kyutai,
@@ -63,7 +64,7 @@ def open_source(
         raise ConfigError(
             f"{folder / files.CONFIG} is of {own.model_type}, its weights are of {kind}; fetch or convert both again"
         )
-    foreign = own.to_dict() if own else read_json(folder / files.CONFIG)
+    foreign = own.to_dict() if own else foreign_config(folder, layout)
     codec_config, codec_tensors = _open_codec(folder, group, groups, foreign, codec, on_progress)
     tensors, origin = group.tensors, {"name": source_name(path_or_id), "layout": layout}
     config: AnyConfig
@@ -126,6 +127,23 @@ def source_name(path_or_id: str | Path) -> str:
     return path.resolve().name if path.exists() else str(path_or_id)
 
 
+_KYUTAIS = {
+    "kyutai": kyutai_lm_torch,
+    "kyutai-slices": kyutai_lm_slices,
+    "kyutai-transformers": kyutai_lm_transformers,
+}
+
+
+def foreign_config(folder: Path, layout: str) -> dict[str, Any]:
+    """The config.json beside weights of another layout than ours, empty where there is none; in Kyutai's words where
+    transformers saved a model of its."""
+    config = read_json(folder / files.CONFIG)
+    if layout != "kyutai-transformers":
+        return config
+    processor = next((said for name in files.PROCESSORS if (said := read_json(folder / name))), {})
+    return kyutai_lm_transformers.as_kyutais(config, processor)
+
+
 def _map_csm(
     layout: str, group: Group, foreign: Mapping[str, Any], codec: MimiConfig
 ) -> tuple[dict[str, Tensor], CsmConfig, dict[str, Any] | None]:
@@ -140,10 +158,9 @@ def map_moshi(
 ) -> tuple[dict[str, Tensor], MoshiConfig, dict[str, Any] | None]:
     """A language model of Kyutai's under our names, its config, and what is quantized of it.
 
-    foreign: the config.json beside it, empty where there is none.
+    foreign: of `foreign_config`.
     """
-    names = {"kyutai": kyutai_lm_torch, "kyutai-slices": kyutai_lm_slices}[layout]
-    mapped = names.map_lm(tensors, foreign)
+    mapped = _KYUTAIS[layout].map_lm(tensors, foreign)
     config = kyutai_lm.map_config(mapped, foreign)
     return mapped, config, kyutai_lm.map_quantization(mapped, config)
 
@@ -179,7 +196,7 @@ def _choose_model(path: Path, groups: list[Group]) -> tuple[str, str, Group]:
     names = [name for group in groups for name in group.tensors]
     raise CheckpointError(
         f"{path} is in no known layout of CSM (csm-mlx, transformers, Sesame's torchtune, senstella or mlx-community) "
-        f"or of Kyutai's models (PyTorch, MLX, candle): its {len(names)} tensors begin with "
+        f"or of Kyutai's models (PyTorch, MLX, candle, transformers): its {len(names)} tensors begin with "
         f"{', '.join(names[:3]) or 'none'}"
     )
 

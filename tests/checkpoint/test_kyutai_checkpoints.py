@@ -200,7 +200,7 @@ def test_what_a_folder_lacks_is_named(kind: Any, tmp_path: Path, monkeypatch: py
         config = json.loads((source / files.CONFIG).read_text())
         del config["stt_config"]
         (source / files.CONFIG).write_text(json.dumps(config))
-        with pytest.raises(ConfigError, match=r"lacks stt_config\.audio_delay_seconds"):
+        with pytest.raises(ConfigError, match=r"config\.json \(stt_config\).*says audio_delay_seconds"):
             load_moshi_checkpoint(source, kind)
 
 

@@ -59,7 +59,8 @@ def convert(
     """Convert a checkpoint, and quantize it on the way.
 
     Takes CSM in the layouts of Hugging Face, Sesame, senstella and mlx-community, and
-    Kyutai's speech-to-text, Moshi and Hibiki in those of PyTorch, MLX and candle.
+    Kyutai's speech-to-text, Moshi and Hibiki in those of PyTorch, MLX and candle, and
+    the first in that of Hugging Face too.
     From the hub only the needed files are fetched. OUT appears whole or not at all.
 
     [bold]Examples[/bold]

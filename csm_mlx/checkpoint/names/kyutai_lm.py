@@ -52,10 +52,10 @@ _STT: dict[int, dict[str, Any]] = {
 }
 """Of stt-1b-en_fr and stt-2.6b-en, known by their number of text ids."""
 
-_NORM_EPS = {"rms_norm_f32": 1e-8, "rms_norm": 1e-5}
+NORM_EPS = {"rms_norm_f32": 1e-8, "rms_norm": 1e-5}
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     "gating": ("silu",),
-    "norm": tuple(_NORM_EPS),
+    "norm": tuple(NORM_EPS),
     "positional_embedding": ("rope", "rope_concat"),
     "causal": (True,),
     "layer_scale": (None,),
@@ -212,8 +212,8 @@ def map_stt(config: Mapping[str, Any], lm: MoshiConfig) -> SttConfig:
     given = config.get("stt_config") or _STT.get(lm.text_vocab_size)
     if not isinstance(given, Mapping) or given.get("audio_delay_seconds") is None:
         raise ConfigError(
-            "config.json lacks stt_config.audio_delay_seconds, by which text follows the sound; fetch the one that "
-            "belongs to these weights"
+            "neither config.json (stt_config) nor, of transformers, preprocessor_config.json says audio_delay_seconds, "
+            "by which text follows the sound; fetch the file that belongs to these weights"
         )
     return SttConfig(
         delay_s=float(given["audio_delay_seconds"]), prefix_s=float(given.get("audio_silence_prefix_seconds") or 0)
@@ -235,7 +235,7 @@ def _stack(
         head_dim=heads.dim,
         ffn_dim=ffn_dim,
         norm="rms",
-        norm_eps=_NORM_EPS[config.get("norm", "rms_norm_f32")],
+        norm_eps=NORM_EPS[config.get("norm", "rms_norm_f32")],
         mlp="swiglu",
         layer_scale=False,
         final_norm=True,

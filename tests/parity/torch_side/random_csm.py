@@ -27,7 +27,7 @@ DEPTH_ROPE = BACKBONE_ROPE | {
 N_BYTE_TOKENS = 256
 
 
-def _codec(**changes: Any) -> dict[str, Any]:
+def small_codec(**changes: Any) -> dict[str, Any]:
     small: dict[str, Any] = {
         "num_filters": 4,
         "hidden_size": 64,
@@ -56,7 +56,7 @@ def _case(n_codebooks: int, codebook_size: int, **parts: dict[str, Any]) -> dict
         | shared
         | {"backbone_hidden_size": parts["backbone"]["hidden_size"]}
         | parts["depth"],
-        "codec_config": _codec(num_quantizers=n_codebooks, codebook_size=codebook_size, **parts.get("codec", {})),
+        "codec_config": small_codec(num_quantizers=n_codebooks, codebook_size=codebook_size, **parts.get("codec", {})),
     }
 
 
