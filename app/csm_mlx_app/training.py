@@ -1,5 +1,6 @@
 """What `csm train` does between its flags and its adapter: check the clips, state the memory, watch, account."""
 
+import os
 import shlex
 import signal
 import sys
@@ -315,7 +316,9 @@ def _interruption(talks: bool) -> Iterator[Callable[[], int | None]]:
         came.append(number)
         if talks:
             first = "stopping after this step, and saving; once more to stop at once"
-            console.talk(first if len(came) == 1 else "stopped at once; --resume goes on from the last save, if any")
+            again = "stopped at once; --resume goes on from the last save, if any"
+            message = first if len(came) == 1 else again
+            os.write(2, f"{message}\n".encode())  # a print would be refused if the signal came into one
         if len(came) > 1:
             raise KeyboardInterrupt
 

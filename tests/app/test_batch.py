@@ -40,12 +40,12 @@ def index(folder: Path) -> list[dict]:
 
 
 def sounds(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.wav"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].wav"))}
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
     """The sounds by what they are to the disk: a sound made again is another, one that was moved is the same."""
-    found = {path.name: path.stat() for path in sorted(folder.glob("*.wav"))}
+    found = {path.name: path.stat() for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].wav"))}
     return {name: (file.st_ino, file.st_mtime_ns) for name, file in found.items()}
 
 

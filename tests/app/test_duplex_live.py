@@ -264,7 +264,8 @@ def test_a_machine_that_is_too_slow_leaves_sound_out_and_says_so_once(tmp_path):
     duplex, told, _ = conversation(tmp_path, lambda: Prepared(1920, step), 3.2)
     finish(duplex)
     n_frames = len(heard) + duplex.n_dropped
-    assert max(heard) == pytest.approx(0.08 * n_frames)  # what was left out has passed all the same
+    # What was left out has passed all the same; the last of it may be silence that was left out too.
+    assert 3.2 - 1e-6 <= max(heard) <= 0.08 * n_frames + 1e-6
     assert heard == sorted(heard)
     assert 35 <= n_frames <= 60  # the file, and what it waits for at its end
     assert duplex.n_dropped >= 15

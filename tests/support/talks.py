@@ -156,6 +156,13 @@ class Told:
         return [e for e in self.events if e["event"] == event]
 
 
+class StandingClock(SimulatedClock):
+    """Work takes no time on it: what is told is then the same on every machine, however busy it is."""
+
+    def now_s(self) -> float:
+        return self._skipped_s
+
+
 class Talk:
     """A conversation from `with` until its input has ended and all was answered (`finish`), or the block is left."""
 
@@ -170,9 +177,10 @@ class Talk:
         echo_db: float | None = None,
         eagerness: Eagerness = "high",
         sinks: Sequence[Any] = (),
+        clock: SimulatedClock | None = None,
         **parts: Any,
     ):
-        self.clock, self.told, self.replier = SimulatedClock(), Told(), replier
+        self.clock, self.told, self.replier = clock or SimulatedClock(), Told(), replier
         self._folder = folder
         path = None if pcm is None else folder / "in.wav"
         if path is not None and pcm is not None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -124,7 +125,10 @@ class Terminal:
         began = time.monotonic()
         code = self._process.wait(GIVE_UP_S)
         took_s = time.monotonic() - began
-        time.sleep(0.1)  # for the reader
+        until_s = time.monotonic() + GIVE_UP_S
+        while select.select([self._master], [], [], 0)[0] and time.monotonic() < until_s:
+            time.sleep(0.01)
+        time.sleep(0.1)  # for the reader, which has it all
         return code, took_s
 
     def _read(self) -> None:

@@ -13,7 +13,7 @@ from csm_mlx_app.assistant.replies.command import Command
 from csm_mlx_app.assistant.transcripts import words
 from csm_mlx_app.assistant.turn_config import TurnConfig
 from csm_mlx_app.sound.device import BLOCK_S, RATE_HZ
-from support.talks import WORDS, Known, Says, Talk, clip, scene, stretches, voiced
+from support.talks import WORDS, Known, Says, StandingClock, Talk, clip, scene, stretches, voiced
 
 from csm_mlx.audio import read_audio
 from csm_mlx.frames import text_ids
@@ -74,7 +74,7 @@ def test_a_question_into_the_answer_cuts_it_to_what_was_heard(tmp_path, monkeypa
     replier = Says(LONG, "It is Paris.")
     notes: list[str] = []
     recording = Recording(tmp_path / "kept", notes.append)
-    with Talk(tmp_path, scene((0.3, "moon")), replier, recording=recording) as talk:
+    with Talk(tmp_path, scene((0.3, "moon")), replier, recording=recording, clock=StandingClock()) as talk:
         talk.until_heard()
         talk.sound.say("france")
         talk.finish()

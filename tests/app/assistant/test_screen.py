@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 import termios
 import time
@@ -228,14 +229,22 @@ def stdin(monkeypatch):
     os.close(master)
 
 
+def typed(keys: Keys, n: int) -> str:
+    """So many characters, which a terminal passes on when it comes to it."""
+    read, until_s = "", time.monotonic() + 5
+    while len(read) < n and time.monotonic() < until_s:
+        read += keys.read()
+        time.sleep(0.01)
+    return read
+
+
 def test_single_keys_and_the_terminal_as_it_was(stdin):
     before = termios.tcgetattr(sys.stdin)
     with contextlib.suppress(SystemExit), Keys() as keys:
         assert termios.tcgetattr(sys.stdin) != before
         assert keys.read() == ""
         os.write(stdin, "mé".encode())
-        time.sleep(0.05)
-        assert keys.read() == "mé"
+        assert typed(keys, 2) == "mé"
         raise SystemExit(143)  # as SIGTERM does
     assert termios.tcgetattr(sys.stdin) == before
 
@@ -245,7 +254,7 @@ def test_a_letter_may_come_in_two_pieces(stdin):
         read = ""
         for byte in "é→".encode():
             os.write(stdin, bytes([byte]))
-            time.sleep(0.02)
+            select.select([sys.stdin], [], [], 5)
             read += keys.read()
     assert read == "é→"
 
