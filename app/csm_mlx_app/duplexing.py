@@ -3,6 +3,7 @@
 import shlex
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -178,6 +179,7 @@ class _Computing:
         self._notes = Notes(report, flags.tokens)
         self._session: MoshiSession | None = None
         self._heard_s = 0.0
+        self._lock, self._is_over = threading.Lock(), False
 
     def prepare(self) -> Prepared:
         if not self._flags.as_json:
@@ -201,12 +203,17 @@ class _Computing:
         if _is_up(self._flags, self._heard_s):
             return None
         pcm, piece = session.step(frame.pcm)
-        self._heard_s = frame.end_s
-        self._notes.put(session, piece, self._heard_s)
+        with self._lock:
+            if self._is_over:  # nobody waited for the end of this step: what it says was not said
+                return None
+            self._heard_s = frame.end_s
+            self._notes.put(session, piece, self._heard_s)
         return pcm
 
     def end(self, **lost: int) -> None:
-        """lost: how much of the sound was, by its way."""
+        """From a thread that may not have waited for a step. lost: how much of the sound was, by its way."""
+        with self._lock:
+            self._is_over = True
         if self._session is not None:
             _end(self._report, self._notes, self._session, lambda: self._heard_s, **lost)
 

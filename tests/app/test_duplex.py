@@ -11,9 +11,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from csm_mlx_app import duplexing
+from csm_mlx_app.assistant.duplex import Frame
+from csm_mlx_app.assistant.report import Report
 from support.disk import files_of_at_most
 from support.kyutai import CONDITIONS, write_checkpoint
 from support.moshi import hibiki_config, moshi_config, random_conversation
+from support.talks import Told
 
 import csm_mlx
 from csm_mlx.audio import read_audio, write_audio
@@ -200,6 +203,23 @@ def test_hibiki_is_told_that_a_file_is_over(monkeypatch, tail, n_more):
         monkeypatch.setattr(type(moshi.tokenizer), "eos_id", property(lambda _: int(session.text_ids[0])))
         again = list(duplexing._steps(tail, moshi, session, np.zeros(1, np.float32)))
         assert len(again) == 2
+
+
+def test_a_step_that_nobody_waited_for_says_nothing(monkeypatch, tmp_path):
+    """It ends after the summary was told and the tokens were written."""
+    moshi = random_conversation(moshi_config())
+    session, told = moshi.session(), Told()
+    flags: Any = SimpleNamespace(tokens=tmp_path / "t.safetensors", seconds=None)
+    computing = duplexing._Computing(flags, Report(lambda: 0.0, [told]))
+    computing._session, step = session, session.step
+    frames = [Frame(np.zeros(1920, np.float32), 0.08 * (i + 1)) for i in range(4)]
+    for frame in frames[:3]:
+        assert computing._hear(session, frame) is not None
+    monkeypatch.setattr(session, "step", lambda pcm: (computing.end(), step(pcm)[0], "late")[1:])
+    assert computing._hear(session, frames[3]) is None
+    assert told.events[-1]["event"] == "summary"
+    assert told.events[-1]["seconds"] == 0.24
+    assert {len(kept) for kept in tensors(tmp_path / "t.safetensors").values()} == {3}
 
 
 @pytest.mark.parametrize("flag", ["--tokens", "--output", "--log"])

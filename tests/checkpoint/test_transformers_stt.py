@@ -10,7 +10,7 @@ import pytest
 from support import layouts
 from support.moshi import random_moshi, spm_tokenizer, stt_config, write_kyutai, write_spm
 
-from csm_mlx.checkpoint import files
+from csm_mlx.checkpoint import files, hub
 from csm_mlx.checkpoint.convert import convert
 from csm_mlx.checkpoint.load import load_moshi_checkpoint
 from csm_mlx.errors import CheckpointError, ConfigError
@@ -165,3 +165,15 @@ def test_an_unknown_or_missing_tensor_is_named(folder: Path) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), weights | {"model.layers.0.mlp.fc3.weight": moved})
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.(fc3|down_proj)"):
         load_moshi_checkpoint(folder, "stt")
+
+
+def test_of_a_repository_its_timing_is_fetched_too() -> None:
+    needed = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ]
+    others = [".gitattributes", "README.md", "special_tokens_map.json", "tokenizer_config.json"]
+    assert hub.needed_files(needed + others, "checkpoint", "kyutai/stt-1b-en_fr-trfs") == needed
