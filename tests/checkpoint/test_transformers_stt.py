@@ -145,6 +145,7 @@ def test_what_it_leaves_out_is_as_transformers_takes_it(folder: Path) -> None:
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-06, expected 1e-08 or 1e-05"),
         ({"num_attention_heads": 5}, "num_attention_heads 5, expected a divisor of hidden_size 64"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3, expected a divisor of 4"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads '4', expected a int"),
         ({"head_dim": 8}, "head_dim 8, expected 16"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings True, expected false"),
         ({"num_codebooks": 5}, "85 codes, and .* has .* rows, not one more than both"),

@@ -43,9 +43,9 @@ def as_kyutais(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[
 
     processor: the processor_config.json or preprocessor_config.json beside it, empty where there is none.
     """
-    given = with_defaults(config, _DEFAULTS, "config.json")
-    dim, n_heads = given["hidden_size"], given["num_attention_heads"]
-    n_kv_heads = given.get("num_key_value_heads", n_heads)
+    alike = config.get("num_attention_heads") or _DEFAULTS["num_attention_heads"]
+    given = with_defaults(config, _DEFAULTS | {"num_key_value_heads": alike}, "config.json")
+    dim, n_heads, n_kv_heads = given["hidden_size"], given["num_attention_heads"], given["num_key_value_heads"]
     norm = next((name for name, eps in kyutai_lm.NORM_EPS.items() if eps == given["rms_norm_eps"]), None)
     known = " or ".join(f"{eps:g}" for eps in kyutai_lm.NORM_EPS.values())
     for name, value, is_right, expected in (
