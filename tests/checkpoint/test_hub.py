@@ -74,6 +74,7 @@ def test_only_what_is_needed_is_chosen() -> None:
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "preprocessor_config.json",
         "prompts/conversational_a.wav",
         "prompts/read_speech_d.wav",
         "tokenizer.json",
@@ -94,7 +95,7 @@ def test_of_a_repository_with_a_codec_only_that_is_chosen() -> None:
     moshi = ["config.json", "model.safetensors", files.MIMI_FILE, "tokenizer_spm_32k_3.model"]
     assert hub.needed_files(moshi, hub.CODEC, files.MIMI_REPO) == ["config.json", files.MIMI_FILE]
     mimi = ["config.json", "model.safetensors", "preprocessor_config.json"]
-    assert hub.needed_files(mimi, hub.CODEC, "kyutai/mimi") == ["config.json", "model.safetensors"]
+    assert hub.needed_files([*mimi, "README.md"], hub.CODEC, "kyutai/mimi") == mimi
 
 
 def test_a_repository_of_pickles_is_refused() -> None:
