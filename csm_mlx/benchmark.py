@@ -29,8 +29,7 @@ from csm_mlx.generate.speech import Prefilled
 from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.models.moshi import MoshiModel
-from csm_mlx.nn.linear import Product
-from csm_mlx.nn.transformer import Layers
+from csm_mlx.nn.linear import Layers, Product
 from csm_mlx.quantize import named_parameters
 from csm_mlx.sampling import Sampler
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from csm_mlx.errors import AudioError
-from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs
+from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs, multiplied
 
 NARROW = 16
 """Channels below which the windows of a convolution are gathered for one product."""
@@ -109,11 +109,11 @@ class CausalConv1d(nn.Module):
         n_rows, width = n_steps // self._stride, self._stride * channels
         x = x.reshape(batch, -1, width)
         shifted = [x[:, i : i + n_rows] for i in range(0, x.shape[1] - n_rows + 1, self._dilation)]
-        if self._gathers:
-            shifted = [mx.concatenate(shifted, axis=-1)]
         bias = self.bias if self._bias else None
-        if self._factor is not None:
-            return self._factor(shifted[0].reshape(batch * n_rows, -1), bias).reshape(batch, n_rows, -1), new
+        if self._gathers:
+            rows = mx.concatenate(shifted, axis=-1).reshape(batch * n_rows, -1)
+            y = multiplied(rows, self._taps[0], bias) if self._factor is None else self._factor(rows, bias)
+            return y.reshape(batch, n_rows, -1), new
         y = shifted[0] @ self._taps[0] if bias is None else mx.addmm(bias, shifted[0], self._taps[0])
         for rows, tap in zip(shifted[1:], self._taps[1:], strict=True):
             y = mx.addmm(y, rows, tap)
@@ -161,10 +161,11 @@ class CausalConvTranspose1d(nn.Module):
         in_channels, taps, out_channels = self.weight.shape
         if self._laid_out is not self.weight:
             self._lay_out()
+        rows = x.reshape(-1, in_channels)
         if self._factor is not None:
-            y = self._factor(x.reshape(-1, in_channels))
+            y = self._factor(rows)
         else:
-            y = x @ self.weight.reshape(in_channels, taps * out_channels)
+            y = multiplied(rows, self.weight.reshape(in_channels, taps * out_channels))
         y, state = _overlap_add(y.reshape(*x.shape[:2], taps, out_channels), state)
         return y + self.bias, state
 

@@ -12,6 +12,13 @@ SMALL_PRODUCT = 1_000_000
 FEW_ROWS = 8
 """Up to which a product takes as long as its weights take to be read, so that a copy of them is what costs."""
 
+KERNEL_ROWS = 4
+"""Rows that the kernels of OpenBLAS's AVX2 cores multiply at once. What is no multiple of it takes longer than the next
+multiple: one or two rows a tenth longer than four, three rows half as long again."""
+
+LARGE_WEIGHT = 250_000
+"""Numbers of a weight from which on filling rows up to such a multiple costs less than it saves."""
+
 
 def on_cpu() -> bool:
     """Whether what is built now will run on the CPU; the one question that what pays only there depends on."""
@@ -38,15 +45,45 @@ def lies_by_inputs() -> bool:
 
 
 @cache
-def _multiplies_unpacked() -> bool:
-    """Whether the BLAS is an OpenBLAS with kernels for small matrices: those of its AVX-512 cores. One that MLX itself
-    was linked with, as by conda, shows only where it is preloaded."""
+def openblas_core() -> str:
+    """The core whose kernels OpenBLAS runs, in its own words; "" where the BLAS is another. One that MLX itself was
+    linked with, as by conda, shows only where it is preloaded."""
     try:
         core_name = ctypes.CDLL(None).openblas_get_corename
     except (AttributeError, OSError):
-        return False
+        return ""
     core_name.restype = ctypes.c_char_p
-    return core_name() in (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
+    return core_name().decode()
+
+
+def _multiplies_unpacked() -> bool:
+    """Whether the BLAS has kernels for small matrices, which copy nothing: those of OpenBLAS's AVX-512 cores."""
+    return openblas_core() in ("SkylakeX", "Cooperlake", "SapphireRapids")
+
+
+def _fills_rows() -> bool:
+    """Whether rows are better filled up to a multiple of `KERNEL_ROWS`. Zen's kernels are Haswell's."""
+    return openblas_core() in ("Haswell", "Zen")
+
+
+def multiplied(x: mx.array, weight: mx.array, onto: mx.array | None = None) -> mx.array:
+    """x @ weight for x (N, n_in) and weight (n_in, n_out); (N, n_out), added to `onto` (N, n_out) or (n_out,) if given.
+
+    A few rows are filled up with themselves where a large product takes less time so, and cut off again.
+    """
+    n_rows, n_in = x.shape
+    n_missing = -n_rows % KERNEL_ROWS
+    if (
+        n_missing == 0
+        or n_rows > FEW_ROWS
+        or weight.size < LARGE_WEIGHT
+        or x.dtype != mx.float32
+        or not (on_cpu() and _fills_rows())
+    ):
+        return mx.matmul(x, weight) if onto is None else mx.addmm(onto, x, weight)
+    filled = mx.broadcast_to(x, (KERNEL_ROWS, n_in)) if n_rows == 1 else mx.concatenate([x, x[:n_missing]])
+    y = mx.matmul(filled, weight)[:n_rows]
+    return y if onto is None else onto + y
 
 
 class Factor:
@@ -70,7 +107,7 @@ class Factor:
         """x (N, n_in); (N, n_out), added to `onto` (N, n_out) or (n_out,) if given."""
         n_rows = x.shape[0]
         if n_rows * self._size <= SMALL_PRODUCT or n_rows > self._few_rows or x.dtype != mx.float32 or not on_cpu():
-            return mx.matmul(x, self._whole) if onto is None else mx.addmm(onto, x, self._whole)
+            return multiplied(x, self._whole, onto)
         if n_rows not in self._pieces:
             self._pieces[n_rows] = self._cut(n_rows)
         y = x @ self._pieces[n_rows]

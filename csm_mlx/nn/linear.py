@@ -85,6 +85,20 @@ class Product:
         self._made_of, self._weights, self._factor, self._first_rows = [], [], None, None
 
 
+class Layers(nn.Module):
+    """Linear layers, some of which read the same input."""
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """All of them."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """See `Transformer.prepare`."""
+        for product in self.products:
+            product.prepare(self)
+
+
 def _options(layer: nn.Module) -> dict[str, Any] | None:
     """The numbers of a quantized layer, none for a float one; None for a layer that is neither."""
     if type(layer) is nn.QuantizedLinear and "bias" not in layer:

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from csm_mlx.nn.layout import laid_out
+from csm_mlx.nn.layout import laid_out, multiplied
 
 
 class ResidualQuantizer(nn.Module):
@@ -33,7 +33,7 @@ class ResidualQuantizer(nn.Module):
         residual, codes = self.input_proj(x.reshape(-1, dim)), []
         for centroids, columns, bias in self._make_tables()[:n_codebooks]:
             # -|x - c|² / 2 without the term that all centroids share.
-            codes.append(mx.argmax(mx.addmm(bias, residual, columns), axis=-1))
+            codes.append(mx.argmax(multiplied(residual, columns, bias), axis=-1))
             residual = residual - centroids[codes[-1]]
         rows = mx.concatenate(codes).reshape(n_codebooks, -1)  # (n_codebooks, B * T)
         return rows.T.reshape(batch, n_steps, -1).astype(mx.int32)

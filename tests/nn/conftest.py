@@ -1,10 +1,13 @@
-"""Layers compute the same however the BLAS wants their weights to lie."""
+"""Layers compute the same whatever BLAS they think is here."""
 
 import pytest
 
 
-@pytest.fixture(params=["by inputs", "by outputs"])
+CORES = {"by inputs": "", "by inputs, rows filled": "Zen", "by outputs": "SkylakeX"}
+
+
+@pytest.fixture(params=CORES)
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both orders of weights in memory, whatever BLAS is here."""
-    monkeypatch.setattr("csm_mlx.nn.layout._multiplies_unpacked", lambda: request.param == "by outputs")
+    """Both orders of weights in memory, and rows filled up or not."""
+    monkeypatch.setattr("csm_mlx.nn.layout.openblas_core", lambda: CORES[request.param])
     return request.param

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.models import largest, llama, mimi_transformer
 
+from csm_mlx.nn import attention
 from csm_mlx.nn import transformer as module
 from csm_mlx.nn.norm import LayerNorm, RMSNorm
 from csm_mlx.nn.transformer import SwiGLU, Transformer
@@ -79,16 +80,39 @@ def test_gates_of_any_size_are_the_sigmoid_of_themselves() -> None:
         block.prepare()
 
 
-def test_blocks_of_queries_see_what_all_at_once_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    transformer, x = Transformer(llama(64)), mx.random.normal((2, 150, 64))
+@pytest.mark.parametrize("scale", [1.0, 300.0], ids=["even", "one sees one"])
+@pytest.mark.parametrize("heads", [{}, {"n_kv_heads": 4}], ids=["grouped", "single"])
+def test_blocks_of_queries_see_what_all_at_once_see(heads: dict, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By MLX's own kernel, for which gradients are known, and by products, with and without a past."""
+    transformer, x = Transformer(llama(64, **heads)), mx.random.normal((2, 150, 64))
+    for layer in transformer.layers:
+        layer.self_attn.q_proj.weight = scale * layer.self_attn.q_proj.weight
     found = []
-    for n in (1000, 64, 7):
-        monkeypatch.setattr(module, "_QUERY_BLOCK", n)
+    for block, is_training in ((1000, True), (64, True), (64, False), (7, True), (7, False)):
+        monkeypatch.setattr(attention, "_QUERY_BLOCK", block)
+        transformer.train(is_training)
         state = transformer.make_state(2, x.dtype, 200)
         first, state = transformer(x[:, :21], state)
-        found.append(mx.concatenate([first, transformer(x[:, 21:], state)[0]], axis=1))
-    assert largest(found[1] - found[0]) < 1e-5
-    assert largest(found[2] - found[0]) < 1e-5
+        second, state = transformer(x[:, 21:], state)
+        found.append(mx.concatenate([first, second], axis=1))
+    assert bool(mx.isfinite(found[0]).all())
+    for other in found[1:]:
+        assert largest(other - found[0]) < 1e-6 * max(10.0, scale)  # scores are as exact as they are large
+
+
+def test_many_scores_of_a_ring_are_what_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer, x = Transformer(mimi_transformer(64, window=40)), mx.random.normal((2, 90, 64))
+    transformer.eval()
+    found = []
+    for many in (0, 10**9):
+        monkeypatch.setattr(attention, "_MANY_SCORES", many)
+        state = transformer.make_state(2, x.dtype, 40 + 30 - 1)
+        outputs = []
+        for start in range(0, 90, 30):
+            y, state = transformer(x[:, start : start + 30], state)
+            outputs.append(y)
+        found.append(mx.concatenate(outputs, axis=1))
+    assert largest(found[0] - found[1]) < 1e-5
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 40}, {"window": 40, "n_kv_heads": 4}, {"layer_scale": True}])
