@@ -16,7 +16,7 @@ KERNEL_ROWS = 4
 """Rows that the kernels of OpenBLAS's AVX2 cores multiply at once. What is no multiple of it takes longer than the next
 multiple: one or two rows a tenth longer than four, three rows half as long again."""
 
-LARGE_WEIGHT = 250_000
+LARGE_WEIGHT = 500_000
 """Numbers of a weight from which on filling rows up to such a multiple costs less than it saves."""
 
 

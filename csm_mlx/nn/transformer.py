@@ -172,10 +172,13 @@ class Transformer(nn.Module):
     def rows(
         self, x: mx.array, n_steps: int, state: CacheState, *, last_only: bool = False
     ) -> tuple[mx.array, CacheState]:
-        """`__call__` for rows x (B * T, dim), those of a sequence together, of at most `BLOCK` positions."""
+        """`__call__` for rows x (B * T, dim), those of a sequence together, of at most `BLOCK` positions.
+
+        Other weights that are given to it after the first position of a small cache count from the next first one on.
+        """
         offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
         keys, values, one = state["keys"], state["values"], n_steps == 1
-        if self._row is not None and not self._row.is_current():
+        if self._row is not None and offset == 0 and not self._row.is_current():
             self._row = None  # it holds the old weights
         is_small = n_slots <= FEW_SLOTS and not any(padding)
         if one and is_small and isinstance(offset, int) and offset < n_slots and self._row is not None:

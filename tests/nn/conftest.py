@@ -2,7 +2,6 @@
 
 import pytest
 
-
 CORES = {"by inputs": "", "by inputs, rows filled": "Zen", "by outputs": "SkylakeX"}
 
 
