@@ -31,8 +31,8 @@ class Residual(nn.Module):
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
         y, conv1 = self.conv1(elu(x), state["conv1"])
-        y, conv2 = self.conv2(elu(y), state["conv2"])
-        return x + y, {"conv1": conv1, "conv2": conv2}
+        y, conv2 = self.conv2(elu(y), state["conv2"], x)
+        return y, {"conv1": conv1, "conv2": conv2}
 
 
 def _residuals(dim: int, config: MimiConfig) -> list[Residual]:

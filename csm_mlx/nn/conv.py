@@ -91,8 +91,8 @@ class CausalConv1d(nn.Module):
         self._taps = list(self.weight.transpose(1, 2, 0).reshape(-1, n_rows, out_channels))
         mx.eval(self._taps)
 
-    def __call__(self, x: mx.array, state: ConvState) -> tuple[mx.array, ConvState]:
-        """x (B, T, in_channels); (B, T / stride, out_channels) and the state after it."""
+    def __call__(self, x: mx.array, state: ConvState, onto: mx.array | None = None) -> tuple[mx.array, ConvState]:
+        """x (B, T, in_channels); (B, T / stride, out_channels), added to `onto` if given, and the state after it."""
         batch, n_steps, channels = x.shape
         if n_steps % self._stride:
             _partial(n_steps, self._stride)
@@ -109,15 +109,17 @@ class CausalConv1d(nn.Module):
         n_rows, width = n_steps // self._stride, self._stride * channels
         x = x.reshape(batch, -1, width)
         shifted = [x[:, i : i + n_rows] for i in range(0, x.shape[1] - n_rows + 1, self._dilation)]
-        bias = self.bias if self._bias else None
         if self._gathers:
             rows = mx.concatenate(shifted, axis=-1).reshape(batch * n_rows, -1)
-            y = multiplied(rows, self._taps[0], bias) if self._factor is None else self._factor(rows, bias)
-            return y.reshape(batch, n_rows, -1), new
-        y = shifted[0] @ self._taps[0] if bias is None else mx.addmm(bias, shifted[0], self._taps[0])
-        for rows, tap in zip(shifted[1:], self._taps[1:], strict=True):
-            y = mx.addmm(y, rows, tap)
-        return y, new
+            y = multiplied(rows, self._taps[0]) if self._factor is None else self._factor(rows)
+            y = y.reshape(batch, n_rows, -1)
+            y = y if onto is None else onto + y
+        else:
+            y = shifted[0] @ self._taps[0] if onto is None else mx.addmm(onto, shifted[0], self._taps[0])
+            for rows, tap in zip(shifted[1:], self._taps[1:], strict=True):
+                y = mx.addmm(y, rows, tap)
+        # Last: a product onto it would first spread it over all rows, in three times as long.
+        return y + self.bias if self._bias else y, new
 
 
 def _overlap_add(y: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:

@@ -22,9 +22,11 @@ BLOCK = 512
 """Positions run at once, for which the weights are read once: bounds the memory of a call."""
 RING_BLOCK = 256
 """The same for windowed attention, whose ring it sizes."""
-FEW_SLOTS = 64
+MASKED_SLOTS = 2048
 """Up to which a step looks at all slots of a cache, with a mask for those not written yet: so every step is the same
 graph, and is compiled once. Windowed attention's are no such caches."""
+FEW_SLOTS = 64
+"""Up to which that mask, and what else a position is as data, is kept: a depth decoder comes back to it each frame."""
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -114,7 +116,8 @@ class Transformer(nn.Module):
         if config.final_norm:
             self.norm = _norm(config)
         self._config, self._rope = config, rope
-        self._row_at = lru_cache(maxsize=2 * FEW_SLOTS)(partial(_row_at, config, rope))
+        self._row_at = partial(_row_at, config, rope)
+        self._kept_row_at = lru_cache(maxsize=2 * FEW_SLOTS)(self._row_at)
         self._row: Piece | None = None
 
     def prepare(self) -> None:
@@ -174,15 +177,16 @@ class Transformer(nn.Module):
     ) -> tuple[mx.array, CacheState]:
         """`__call__` for rows x (B * T, dim), those of a sequence together, of at most `BLOCK` positions.
 
-        Other weights that are given to it after the first position of a small cache count from the next first one on.
+        Other weights that are given to it after the first position of a cache of `FEW_SLOTS` count from the next one's
+        first on.
         """
         offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
         keys, values, one = state["keys"], state["values"], n_steps == 1
-        if self._row is not None and offset == 0 and not self._row.is_current():
+        is_small, is_masked = n_slots <= FEW_SLOTS, n_slots <= MASKED_SLOTS and not any(padding)
+        if self._row is not None and not (is_small and offset) and not self._row.is_current():
             self._row = None  # it holds the old weights
-        is_small = n_slots <= FEW_SLOTS and not any(padding)
-        if one and is_small and isinstance(offset, int) and offset < n_slots and self._row is not None:
-            at = self._row_at(offset, x.shape[0], n_slots, x.dtype, on_cpu())
+        if one and is_masked and isinstance(offset, int) and offset < n_slots and self._row is not None:
+            at = (self._kept_row_at if is_small else self._row_at)(offset, x.shape[0], n_slots, x.dtype, on_cpu())
             x, keys, values = self._row(x, keys, values, at)
         else:
             at = cache.step(offset, n_steps, n_slots, self._config.window, padding)

@@ -8,7 +8,7 @@ import pytest
 from support.models import largest, llama
 
 from csm_mlx.nn.cache import CacheState
-from csm_mlx.nn.transformer import FEW_SLOTS, Transformer
+from csm_mlx.nn.transformer import FEW_SLOTS, MASKED_SLOTS, Transformer
 
 N_POSITIONS = 9
 
@@ -36,8 +36,8 @@ def test_a_compiled_step_is_the_step(dtype: mx.Dtype, tolerance: float, batch: i
     rows = mx.random.normal((batch, N_POSITIONS, 64)).astype(dtype)
     expected, expected_state = stepped(transformer, rows, N_POSITIONS)
     transformer.prepare()
-    large, _ = stepped(transformer, rows, FEW_SLOTS + 1)  # too large to be compiled
-    for n_slots in (N_POSITIONS, FEW_SLOTS):
+    large, _ = stepped(transformer, rows, MASKED_SLOTS + 1)  # too large to be compiled
+    for n_slots in (N_POSITIONS, FEW_SLOTS, FEW_SLOTS + 1, MASKED_SLOTS):
         found, state = stepped(transformer, rows, n_slots)
         assert found.dtype == dtype
         assert largest((found - expected).astype(mx.float32)) < tolerance
@@ -69,6 +69,23 @@ def test_other_weights_are_noticed() -> None:
     assert largest(stepped(transformer, rows, N_POSITIONS)[0] - after) < 1e-5
     transformer.norm.weight = mx.full((64,), 2.0)
     assert largest(stepped(transformer, rows, N_POSITIONS)[0] - 2 * after) < 1e-4
+
+
+def test_other_weights_are_noticed_half_way() -> None:
+    """Where a cache is no depth decoder's, whose sequences are a frame long: a conversation's goes on."""
+    rows, found = mx.random.normal((2, 1, 64)), []
+    for is_prepared in (True, False):
+        mx.random.seed(5)
+        transformer = Transformer(llama(64))
+        if is_prepared:
+            transformer.prepare()
+        state = transformer.make_state(1, mx.float32, FEW_SLOTS + 1)
+        first, state = transformer.rows(rows[0], 1, state)
+        transformer.layers[1].mlp.down_proj.weight = 3 * transformer.layers[1].mlp.down_proj.weight
+        found.append((first, *transformer.rows(rows[1], 1, state)))
+    (first, second, _), (same_first, same_second, _) = found
+    assert largest(first - same_first) < 1e-5
+    assert largest(second - same_second) < 1e-5
 
 
 def test_its_weights_go_with_the_last_reference() -> None:

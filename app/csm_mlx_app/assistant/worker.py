@@ -156,11 +156,11 @@ class Worker:
         except BaseException as error:
             self.failure = error
             mx.clear_streams()
-            return
-        finally:
             self._ready.set()
+            return
         try:
             with self._clock.attend():
+                self._ready.set()  # only now: the clock is not to run on without this thread
                 while not self._closing:
                     self._step()
                 if self._job is not None:

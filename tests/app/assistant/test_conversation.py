@@ -39,7 +39,9 @@ def session_texts(talk: Talk) -> list[tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def whisper() -> Whisper:
-    return Whisper()
+    recognizer = Whisper()
+    recognizer.transcribe(np.zeros(RATE_HZ // 2, np.float32), RATE_HZ)  # loads: in a conversation that would be a wait
+    return recognizer
 
 
 def test_two_questions_are_heard_and_answered(tmp_path, whisper):
