@@ -316,8 +316,7 @@ def _interruption(talks: bool) -> Iterator[Callable[[], int | None]]:
         came.append(number)
         if talks:
             first = "stopping after this step, and saving; once more to stop at once"
-            again = "stopped at once; --resume goes on from the last save, if any"
-            message = first if len(came) == 1 else again
+            message = first if len(came) == 1 else "stopped at once; --resume goes on from the last save, if any"
             os.write(2, f"{message}\n".encode())  # a print would be refused if the signal came into one
         if len(came) > 1:
             raise KeyboardInterrupt

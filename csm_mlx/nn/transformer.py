@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         self._row: Piece | None = None
 
     def prepare(self) -> None:
-        """Makes the weights ready to be read in few large products (`Product`), and a row in a small cache to be one
+        """Makes the weights ready to be read in few large products (`Product`), and a row in a masked cache to be one
         compiled piece; costs no memory, changes no name."""
         made_of: list[tuple[Any, Any, Any]] = []
         is_plain = True
@@ -228,7 +228,7 @@ def _row_at(
     dtype: mx.Dtype,
     is_cpu: bool,
 ) -> _RowAt:
-    """One position of a small cache, as data."""
+    """One position of a cache of at most `MASKED_SLOTS`, as data."""
     seen = np.where(np.arange(n_slots) <= offset, np.float32(0), np.float32("-inf"))
     shape = (batch, config.n_kv_heads, config.n_heads // config.n_kv_heads, n_slots)
     at = [mx.array(offset, mx.int32), mx.array([offset], mx.int32), mx.array(np.broadcast_to(seen, shape), dtype)]

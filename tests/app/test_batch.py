@@ -39,13 +39,18 @@ def index(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
 
 
+def sound_files(folder: Path) -> list[Path]:
+    """Those that are finished, by number."""
+    return sorted(folder.glob("[0-9][0-9][0-9][0-9].wav"))
+
+
 def sounds(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].wav"))}
+    return {path.name: path.read_bytes() for path in sound_files(folder)}
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
     """The sounds by what they are to the disk: a sound made again is another, one that was moved is the same."""
-    found = {path.name: path.stat() for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].wav"))}
+    found = {path.name: path.stat() for path in sound_files(folder)}
     return {name: (file.st_ino, file.st_mtime_ns) for name, file in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""A step in a small cache, compiled once, is the step that it is without: at every position, in every type."""
+"""A step in a masked cache, compiled once, is the step that it is without: at every position, in every type."""
 
 import gc
 import weakref

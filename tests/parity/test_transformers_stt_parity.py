@@ -47,9 +47,8 @@ def test_sound_becomes_the_same_codes_and_the_same_text(model: MoshiModel, refer
     np.testing.assert_array_equal(codes[0], reference["codes"])
     session = TokenSession(model, text=GREEDY)
     text = [np.array(session.step(frame).text).item() for frame in np.array(codes[0])]
-    first, _, *said = reference[
-        "said"
-    ].tolist()  # with which a stream begins, and what is said before it hears anything
+    # The token that a stream begins with, and the one that is said before it hears anything, are not of the sound.
+    first, _, *said = reference["said"].tolist()
     assert first == model.config.text_vocab_size
     assert text[:-1] == said
     assert len(set(said)) > 5, "the text hardly changes"

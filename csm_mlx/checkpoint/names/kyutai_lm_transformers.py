@@ -48,13 +48,15 @@ def as_kyutais(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[
     dim, n_heads, n_kv_heads = given["hidden_size"], given["num_attention_heads"], given["num_key_value_heads"]
     norm = next((name for name, eps in kyutai_lm.NORM_EPS.items() if eps == given["rms_norm_eps"]), None)
     known = " or ".join(f"{eps:g}" for eps in kyutai_lm.NORM_EPS.values())
+    activation, head_dim = given.get("hidden_act", "silu"), given.get("head_dim", dim // n_heads)
+    is_tied = given.get("tie_word_embeddings")
     for name, value, is_right, expected in (
-        ("hidden_act", given.get("hidden_act", "silu"), given.get("hidden_act", "silu") == "silu", "'silu'"),
+        ("hidden_act", activation, activation == "silu", "'silu'"),
         ("rms_norm_eps", given["rms_norm_eps"], norm is not None, known),
         ("num_attention_heads", n_heads, dim % n_heads == 0, f"a divisor of hidden_size {dim}"),
         ("num_key_value_heads", n_kv_heads, n_heads % n_kv_heads == 0, f"a divisor of {n_heads}, the number of heads"),
-        ("head_dim", given.get("head_dim"), given.get("head_dim", dim // n_heads) == dim // n_heads, dim // n_heads),
-        ("tie_word_embeddings", given.get("tie_word_embeddings"), not given.get("tie_word_embeddings"), "false"),
+        ("head_dim", head_dim, head_dim == dim // n_heads, dim // n_heads),
+        ("tie_word_embeddings", is_tied, not is_tied, "false"),
     ):
         if not is_right:
             raise ConfigError(f"config.json says {name} {value!r}, expected {expected}: this package runs no other")
