@@ -1,6 +1,8 @@
 """Drawing a code from its logits: temperature, top-k, top-p and min-p, in the graph and in float32."""
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import mlx.core as mx
 
@@ -27,34 +29,47 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig):
         self.config = config
-        self._temperature = max(config.temperature, MIN_TEMPERATURE)
+        self._draw = _compiled_draw(config)
 
     def noise(self, key: mx.array, shape: tuple[int, ...]) -> mx.array | None:
         """Scaled Gumbel noise for `__call__`, all that one frame needs in one draw; None when sampling is greedy."""
         if self.config.temperature == 0:
             return None
-        return mx.random.gumbel(shape, key=key) * self._temperature
+        return mx.random.gumbel(shape, key=key) * _temperature(self.config)
 
     def __call__(self, logits: mx.array, noise: mx.array | None) -> mx.array:
         """logits (B, V) and noise (B, V); ids (B, 1) uint32. argmax(logits + Gumbel noise) is an exact draw."""
-        if noise is None:
-            return mx.argmax(logits, axis=-1, keepdims=True)
-        return mx.argmax(self.filtered(logits) + noise, axis=-1, keepdims=True)
+        return mx.argmax(logits, axis=-1, keepdims=True) if noise is None else self._draw(logits, noise)
 
-    def filtered(self, logits: mx.array) -> mx.array:
-        """Logits (B, V) as float32 with -inf where an id is out; not yet divided by the temperature."""
-        c, n = self.config, logits.shape[-1]
-        logits = logits.astype(mx.float32)
-        if 0 < c.top_k < n:
-            threshold = mx.partition(logits, n - c.top_k, axis=-1)[..., n - c.top_k : n - c.top_k + 1]
-            logits = mx.where(logits < threshold, -mx.inf, logits)  # ids that tie with the k-th stay
-        if c.top_p < 1:
-            ordered = mx.sort(logits, axis=-1)[..., ::-1]
-            p = mx.softmax(ordered / self._temperature, axis=-1)
-            kept = mx.cumsum(p, axis=-1) - p < c.top_p  # the mass before an id: the first one always stays
-            threshold = mx.where(kept, ordered, mx.inf).min(axis=-1, keepdims=True)
-            logits = mx.where(logits < threshold, -mx.inf, logits)
-        if c.min_p > 0:
-            threshold = logits.max(axis=-1, keepdims=True) + self._temperature * math.log(c.min_p)
-            logits = mx.where(logits < threshold, -mx.inf, logits)
-        return logits
+
+def _temperature(config: SamplingConfig) -> float:
+    return max(config.temperature, MIN_TEMPERATURE)
+
+
+@lru_cache
+def _compiled_draw(config: SamplingConfig) -> Callable[[mx.array, mx.array], mx.array]:
+    """Compiled once for all samplers of a kind: a frame draws 32 times."""
+
+    def draw(logits: mx.array, noise: mx.array) -> mx.array:
+        return mx.argmax(filtered(logits, config) + noise, axis=-1, keepdims=True)
+
+    return mx.compile(draw)
+
+
+def filtered(logits: mx.array, config: SamplingConfig) -> mx.array:
+    """Logits (B, V) as float32 with -inf where an id is out; not yet divided by the temperature."""
+    n = logits.shape[-1]
+    logits = logits.astype(mx.float32)
+    if 0 < config.top_k < n:
+        threshold = mx.partition(logits, n - config.top_k, axis=-1)[..., n - config.top_k : n - config.top_k + 1]
+        logits = mx.where(logits < threshold, -mx.inf, logits)  # ids that tie with the k-th stay
+    if config.top_p < 1:
+        ordered = mx.sort(logits, axis=-1)[..., ::-1]
+        p = mx.softmax(ordered / _temperature(config), axis=-1)
+        kept = mx.cumsum(p, axis=-1) - p < config.top_p  # the mass before an id: the first one always stays
+        threshold = mx.where(kept, ordered, mx.inf).min(axis=-1, keepdims=True)
+        logits = mx.where(logits < threshold, -mx.inf, logits)
+    if config.min_p > 0:
+        threshold = logits.max(axis=-1, keepdims=True) + _temperature(config) * math.log(config.min_p)
+        logits = mx.where(logits < threshold, -mx.inf, logits)
+    return logits

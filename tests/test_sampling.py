@@ -8,14 +8,14 @@ import pytest
 
 from csm_mlx.config import SamplingConfig
 from csm_mlx.errors import ConfigError
-from csm_mlx.sampling import Sampler
+from csm_mlx.sampling import Sampler, filtered
 
 LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]], np.float32))
 
 
 def probabilities(**options) -> np.ndarray:
     config = SamplingConfig(**{"temperature": 1.0, "top_k": 0, **options})
-    return np.array(mx.softmax(Sampler(config).filtered(mx.array(LOGITS)) / config.temperature, axis=-1))
+    return np.array(mx.softmax(filtered(mx.array(LOGITS), config) / config.temperature, axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_filters(options: dict, expected: list[float]) -> None:
 
 
 def test_ties_with_the_kth_stay() -> None:
-    tied = Sampler(SamplingConfig(temperature=1.0, top_k=2)).filtered(mx.array([[1.0, 0.0, 0.0, -1.0]]))
+    tied = filtered(mx.array([[1.0, 0.0, 0.0, -1.0]]), SamplingConfig(temperature=1.0, top_k=2))
     assert np.isfinite(np.array(tied)).tolist() == [[True, True, True, False]]
 
 

@@ -18,6 +18,7 @@ from csm_mlx.models.csm import CsmModel
 from csm_mlx.models.loaded import Loaded
 from csm_mlx.models.mimi import Mimi
 from csm_mlx.models.moshi import MoshiModel
+from csm_mlx.nn.layout import on_cpu
 from csm_mlx.quantize import apply_quantization, dequantize_model, named_parameters
 from csm_mlx.stored import AnyConfig, CheckpointConfig, MoshiCheckpointConfig
 from csm_mlx.tokenizer import SpmTokenizer, TextTokenizer
@@ -26,6 +27,9 @@ UNPACKED_BYTES = 256_000_000
 ON_DISK_BYTES = 64_000_000
 """A quantized table of text embeddings of at least this size stays in its file: of csm-1b's 279 MB a conversation
 looks up a few."""
+KEPT_BYTES = 128_000_000
+"""Of buffers that MLX keeps for the next call on a CPU. By default it keeps 32 MB: Mimi, over sound of some seconds,
+then takes each of its buffers anew from the system, a tenth of its time."""
 _ENCODER = ("encoder", "encoder_transformer", "downsample")
 """Parts of the codec that only encoding needs, 155 of Mimi's 384 MB: read when sound is first encoded."""
 
@@ -130,6 +134,12 @@ def _fill_model(
         _mend(model, on_note)
 
 
+def _keep_buffers() -> None:
+    """See `KEPT_BYTES`; who has allowed for more keeps that."""
+    if on_cpu() and (allowed := mx.set_cache_limit(KEPT_BYTES)) > KEPT_BYTES:
+        mx.set_cache_limit(allowed)
+
+
 def give_back_memory() -> None:
     """Returns to the system what was freed and kept for later use: after loading, nothing as large comes again."""
     mx.clear_cache()
@@ -141,7 +151,7 @@ def give_back_memory() -> None:
 def _unpacks(model: CsmModel | MoshiModel) -> bool:
     """Whether a float model is small enough to be computed as one, though it is stored quantized."""
     n_weights = sum(p.size for p in named_parameters(model).values())
-    return mx.default_device().type == mx.DeviceType.cpu and n_weights * mx.float32.size <= UNPACKED_BYTES
+    return on_cpu() and n_weights * mx.float32.size <= UNPACKED_BYTES
 
 
 def load_tokenizer(source: Source[CheckpointConfig]) -> TextTokenizer:
@@ -179,6 +189,7 @@ def load_codec(source: Source[AnyConfig]) -> Mimi:
     codec = Mimi(source.config.codec)
     unread = [n for n, t in source.codec.items() if n.partition(".")[0] in _ENCODER and later.is_stored(t)]
     fill(codec, source.codec, mx.float32, "the codec", unread)
+    _keep_buffers()
     return codec
 
 
@@ -205,7 +216,7 @@ def _mend(model: CsmModel | MoshiModel, on_note: Callable[[str], None] | None) -
 
 def default_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:
     """One type for all float weights: mixed ones would turn the activations into the widest."""
-    return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else stored_dtype(tensors)
+    return mx.float32 if on_cpu() else stored_dtype(tensors)
 
 
 def stored_dtype(tensors: Mapping[str, Tensor]) -> mx.Dtype:

@@ -4,7 +4,7 @@ The arithmetic is that of EnCodec's and Mimi's `StreamableConv1d` and `Streamabl
 left, transposed convolutions trimmed on the right.
 """
 
-from typing import NoReturn, TypedDict
+from typing import NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,13 +20,8 @@ WIDE = 200_000
 costs: those are one product, of a `Factor` where weights lie row by row."""
 
 ConvState = dict[str, mx.array]
-"""`past` (B, kernel - stride, in_channels), the inputs that the next output still sees, unless it sees none; `started`
+"""`past` (B, n, in_channels), the n inputs that the next output still sees, unless it sees none; `started`
 () bool for an edge-padded convolution: false until the first input, which it repeats backwards."""
-
-
-class OverlapState(TypedDict):
-    tail: mx.array
-    """(B, stride, out_channels): what the last input adds to the next output, before any bias."""
 
 
 def _partial(n_steps: int, stride: int) -> NoReturn:
@@ -122,19 +117,19 @@ class CausalConv1d(nn.Module):
         return y + self.bias if self._bias else y, new
 
 
-def _overlap_add(y: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
-    """y (B, T, 2 * stride, C): what each input adds to its own and to the next stride of outputs."""
+def _overlapped(y: mx.array) -> mx.array:
+    """y (B, 1 + T, 2 * stride, C), what each input adds to its own and to the next stride of outputs, from the last
+    input before them on; (B, T * stride, C)."""
     batch, n_steps, taps, channels = y.shape
-    own, late = y[:, :, : taps // 2], y[:, :, taps // 2 :]
-    before = mx.concatenate([state["tail"][:, None], late[:, :-1]], axis=1)
-    return (own + before).reshape(batch, n_steps * taps // 2, channels), {"tail": late[:, -1]}
+    y = y[:, 1:, : taps // 2] + y[:, :-1, taps // 2 :]
+    return y.reshape(batch, (n_steps - 1) * taps // 2, channels)
 
 
 class CausalConvTranspose1d(nn.Module):
     """Transposed convolution of kernel 2 * stride: one matrix product and one overlap-add.
 
-    MLX's own `conv_transpose1d` takes many times as long on its CPU backend, and would compute the tail, which is
-    the streaming state, only to drop it.
+    MLX's own `conv_transpose1d` takes many times as long on its CPU backend. The state is the last input: that what it
+    adds is computed once more costs less than to put it in front of all else.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -146,9 +141,8 @@ class CausalConvTranspose1d(nn.Module):
         self._laid_out: mx.array | None = None
         self._factor: Factor | None = None
 
-    def make_state(self, batch: int, dtype: mx.Dtype) -> OverlapState:
-        _, taps, out_channels = self.weight.shape
-        return {"tail": mx.zeros((batch, taps // 2, out_channels), dtype)}
+    def make_state(self, batch: int, dtype: mx.Dtype) -> ConvState:
+        return {"past": mx.zeros((batch, 1, self.weight.shape[0]), dtype)}
 
     def _lay_out(self) -> None:
         if self._wide and not lies_by_inputs():
@@ -158,18 +152,19 @@ class CausalConvTranspose1d(nn.Module):
             self._factor = None
             self.weight = self._laid_out = laid_out(self.weight, 0, 1, 2)
 
-    def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
+    def __call__(self, x: mx.array, state: ConvState) -> tuple[mx.array, ConvState]:
         """x (B, T, in_channels); (B, T * stride, out_channels) and the state after it."""
         in_channels, taps, out_channels = self.weight.shape
         if self._laid_out is not self.weight:
             self._lay_out()
+        x = mx.concatenate([state["past"], x], axis=1)
         rows = x.reshape(-1, in_channels)
         if self._factor is not None:
             y = self._factor(rows)
         else:
             y = multiplied(rows, self.weight.reshape(in_channels, taps * out_channels))
-        y, state = _overlap_add(y.reshape(*x.shape[:2], taps, out_channels), state)
-        return y + self.bias, state
+        y = _overlapped(y.reshape(*x.shape[:2], taps, out_channels))
+        return y + self.bias, {"past": x[:, -1:]}
 
 
 class DepthwiseUpsample(nn.Module):
@@ -179,10 +174,10 @@ class DepthwiseUpsample(nn.Module):
         super().__init__()
         self.weight = mx.random.uniform(-1, 1, (2 * stride, channels))
 
-    def make_state(self, batch: int, dtype: mx.Dtype) -> OverlapState:
-        taps, channels = self.weight.shape
-        return {"tail": mx.zeros((batch, taps // 2, channels), dtype)}
+    def make_state(self, batch: int, dtype: mx.Dtype) -> ConvState:
+        return {"past": mx.zeros((batch, 1, self.weight.shape[1]), dtype)}
 
-    def __call__(self, x: mx.array, state: OverlapState) -> tuple[mx.array, OverlapState]:
+    def __call__(self, x: mx.array, state: ConvState) -> tuple[mx.array, ConvState]:
         """x (B, T, channels); (B, T * stride, channels) and the state after it."""
-        return _overlap_add(x[:, :, None] * self.weight, state)
+        x = mx.concatenate([state["past"], x], axis=1)
+        return _overlapped(x[:, :, None] * self.weight), {"past": x[:, -1:]}

@@ -27,6 +27,8 @@ MASKED_SLOTS = 2048
 graph, and is compiled once. Windowed attention's are no such caches."""
 FEW_SLOTS = 64
 """Up to which that mask, and what else a position is as data, is kept: a depth decoder comes back to it each frame."""
+FEW_STEPS = 2
+"""Up to which several positions of so small a cache are compiled too: as many as such a decoder may begin with."""
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -183,10 +185,12 @@ class Transformer(nn.Module):
         offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
         keys, values, one = state["keys"], state["values"], n_steps == 1
         is_small, is_masked = n_slots <= FEW_SLOTS, n_slots <= MASKED_SLOTS and not any(padding)
+        is_repeated = is_masked and (one or (is_small and last_only and n_steps <= FEW_STEPS))
         if self._row is not None and not (is_small and offset) and not self._row.is_current():
             self._row = None  # it holds the old weights
-        if one and is_masked and isinstance(offset, int) and offset < n_slots and self._row is not None:
-            at = (self._kept_row_at if is_small else self._row_at)(offset, x.shape[0], n_slots, x.dtype, on_cpu())
+        if is_repeated and isinstance(offset, int) and offset + n_steps <= n_slots and self._row is not None:
+            batch, make = x.shape[0] // n_steps, self._kept_row_at if is_small else self._row_at
+            at = make(offset, n_steps, batch, n_slots, x.dtype, on_cpu())
             x, keys, values = self._row(x, keys, values, at)
         else:
             at = cache.step(offset, n_steps, n_slots, self._config.window, padding)
@@ -210,29 +214,34 @@ class Transformer(nn.Module):
     def _through_row(
         self, x: mx.array, keys: list[mx.array], values: list[mx.array], at: "_RowAt"
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        """`_through` for one step whose position is data."""
+        """`_through` for a step whose position is data; of several rows the last comes out."""
         position, slots, mask, *turns = at
-        return self._through(x, keys, values, Step(1, None, position, slots, mask, turns[0] if turns else None))
+        n_steps = x.shape[0] // keys[0].shape[0]
+        step = Step(n_steps, None, position, slots, mask, turns[0] if turns else None)
+        return self._through(x, keys, values, step, last_only=True)
 
 
 _RowAt = tuple[mx.array, ...]
-"""Position (), slots, mask and, where there are some, turns, as in `Step`."""
+"""The first position (), slots, mask and, where there are some, turns, as in `Step`."""
 
 
 def _row_at(
     config: TransformerConfig,
     rope: Rope | None,
     offset: int,
+    n_steps: int,
     batch: int,
     n_slots: int,
     dtype: mx.Dtype,
     is_cpu: bool,
 ) -> _RowAt:
-    """One position of a cache of at most `MASKED_SLOTS`, as data."""
-    seen = np.where(np.arange(n_slots) <= offset, np.float32(0), np.float32("-inf"))
-    shape = (batch, config.n_kv_heads, config.n_heads // config.n_kv_heads, n_slots)
-    at = [mx.array(offset, mx.int32), mx.array([offset], mx.int32), mx.array(np.broadcast_to(seen, shape), dtype)]
-    if dtype == mx.float32 and is_cpu and (turns := _turns(config, rope, offset)) is not None:
+    """Positions of a cache of at most `MASKED_SLOTS`, as data."""
+    positions = range(offset, offset + n_steps)
+    seen = np.where(np.arange(n_slots) <= np.array(positions)[:, None], np.float32(0), np.float32("-inf"))
+    if n_steps == 1:  # as its scores are, so that no layer spreads it
+        seen = np.broadcast_to(seen, (batch, config.n_kv_heads, config.n_heads // config.n_kv_heads, n_slots))
+    at = [mx.array(offset, mx.int32), mx.array([offset], mx.int32), mx.array(seen, dtype)]
+    if dtype == mx.float32 and is_cpu and (turns := _turns(config, rope, *positions)) is not None:
         at.append(turns)
     mx.eval(at)
     return tuple(at)

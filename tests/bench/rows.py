@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 
+SLOW_MS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`per_round` repetitions in each of at most `max_rounds` rounds; `warm` ones before the first do not count."""
+    """`per_round` repetitions at each of a peer's `turns` in each of at most `max_rounds` rounds. `warm` ones before
+    the first do not count. A peer that takes `SLOW_MS` for one has one turn a round."""
 
     name: str
     title: str
     unit: str = "ms"
     """ms of processor time and of the clock, or what a single number counts."""
     per_round: int = 1
+    turns: int = 1
     warm: int = 1
     max_rounds: int = 3
 
@@ -34,8 +38,8 @@ STAGES = (
         (
             Row(name="mimi_stream_decode", title="streamed decode, a frame", per_round=10, warm=4, max_rounds=99),
             Row(name="mimi_stream_encode", title="streamed encode, a frame", per_round=10, warm=4, max_rounds=99),
-            Row(name="mimi_clip_decode", title="10 s, decode"),
-            Row(name="mimi_clip_encode", title="10 s, encode"),
+            Row(name="mimi_clip_decode", title="10 s, decode", turns=4),
+            Row(name="mimi_clip_encode", title="10 s, encode", turns=4),
         ),
         worker_mb=1500,
     ),
@@ -61,9 +65,9 @@ STAGES = (
         "csm",
         "CSM, csm-1b's true dimensions",
         (
-            Row(name="csm_frame", title="a frame", per_round=3, warm=2),
+            Row(name="csm_frame", title="a frame", turns=6, warm=2),
             Row(name="csm_prefill_text", title="prefill, 64 rows of text"),
-            Row(name="csm_prefill_audio", title="prefill, 500 rows of sound"),
+            Row(name="csm_prefill_audio", title="prefill, 500 rows of sound", max_rounds=5),
             Row(name="csm_prefill_memory", title="its peak above the weights", unit="MB", warm=0),
         ),
         worker_mb=6000,

@@ -21,7 +21,7 @@ from typing import Any
 
 import report
 import startup
-from rows import PEERS, STAGES, Peer, Row, Stage
+from rows import PEERS, SLOW_MS, STAGES, Peer, Row, Stage
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -136,6 +136,10 @@ class Table:
         except PeerError as error:
             self.missing.setdefault(row.name, {})[peer.name] = str(error)
 
+    def is_slow(self, row: Row, peer: Peer) -> bool:
+        samples = self.samples.get(row.name, {}).get(peer.name, [])
+        return bool(samples) and samples[-1].get("wall_ms", 0) > SLOW_MS
+
 
 def measure_stage(stage: Stage, peers: list[Peer], workers: dict[str, Worker], rounds: int, table: Table) -> None:
     for row in stage.rows:
@@ -147,10 +151,12 @@ def measure_stage(stage: Stage, peers: list[Peer], workers: dict[str, Worker], r
         for row in stage.rows:
             if number >= row.max_rounds:
                 continue
-            turn = number % len(peers)
-            for peer in peers[turn:] + peers[:turn]:  # each round begins with another
-                say(f"{stage.name}: round {number + 1} of {rounds}, {row.title} on {peer.name}")
-                table.measure(row, peer, workers[peer.script], row.per_round, counts=True)
+            for turn in range(row.turns):
+                first = (number * row.turns + turn) % len(peers)  # each turn begins with another
+                for peer in peers[first:] + peers[:first]:
+                    if turn == 0 or not table.is_slow(row, peer):
+                        say(f"{stage.name}: round {number + 1} of {rounds}, {row.title} on {peer.name}")
+                        table.measure(row, peer, workers[peer.script], row.per_round, counts=True)
     for worker in workers.values():
         worker.stop()
 
