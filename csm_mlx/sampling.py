@@ -29,7 +29,8 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig):
         self.config = config
-        self._draw = _compiled_draw(config)
+        self.draw = _compiled_draw(config)
+        """`__call__`, the same for all samplers of a kind; without noise where there is none."""
 
     def noise(self, key: mx.array, shape: tuple[int, ...]) -> mx.array | None:
         """Scaled Gumbel noise for `__call__`, all that one frame needs in one draw; None when sampling is greedy."""
@@ -39,7 +40,7 @@ class Sampler:
 
     def __call__(self, logits: mx.array, noise: mx.array | None) -> mx.array:
         """logits (B, V) and noise (B, V); ids (B, 1) uint32. argmax(logits + Gumbel noise) is an exact draw."""
-        return mx.argmax(logits, axis=-1, keepdims=True) if noise is None else self._draw(logits, noise)
+        return self.draw(logits) if noise is None else self.draw(logits, noise)
 
 
 def _temperature(config: SamplingConfig) -> float:
@@ -47,13 +48,17 @@ def _temperature(config: SamplingConfig) -> float:
 
 
 @lru_cache
-def _compiled_draw(config: SamplingConfig) -> Callable[[mx.array, mx.array], mx.array]:
+def _compiled_draw(config: SamplingConfig) -> Callable[..., mx.array]:
     """Compiled once for all samplers of a kind: a frame draws 32 times."""
 
     def draw(logits: mx.array, noise: mx.array) -> mx.array:
-        return mx.argmax(filtered(logits, config) + noise, axis=-1, keepdims=True)
+        return _likeliest(filtered(logits, config) + noise)
 
-    return mx.compile(draw)
+    return _likeliest if config.temperature == 0 else mx.compile(draw)
+
+
+def _likeliest(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1, keepdims=True)
 
 
 def filtered(logits: mx.array, config: SamplingConfig) -> mx.array:

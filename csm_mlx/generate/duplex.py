@@ -203,10 +203,10 @@ def _codes(model: MoshiModel, hidden: mx.array, word: mx.array, audio: Sampler, 
     c, batch = model.config, hidden.shape[0]
     if not c.n_generated:
         return []
-    rows = model.depth_inputs(hidden)
+    rows, noise = model.depth_inputs(hidden), frame_noise(audio, key, (c.n_generated, batch, c.codebook_size))
 
     def step(k: int, token: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
-        return model.depth_step(k, rows[k], token.reshape(-1), state)
+        logits, state = model.depth_step(k, rows[k], token.reshape(-1), state)
+        return audio.draw(logits, *noise[k]), state
 
-    noise = frame_noise(audio, key, (c.n_generated, batch, c.codebook_size))
-    return sample_codes(step, word, model.make_depth_state(batch), audio, noise)
+    return sample_codes(step, word, model.make_depth_state(batch), c.n_generated)

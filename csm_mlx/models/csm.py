@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from csm_mlx.config import CsmConfig
+from csm_mlx.models.code_step import CodeStep, CodeSteps, Draw
 from csm_mlx.nn.linear import Product
 from csm_mlx.nn.transformer import Transformer
 
@@ -38,6 +39,7 @@ class CsmModel(nn.Module):
         self._projection = Product("projection")
         self._logits = [first, *(Product(k, n_rows=config.codebook_size) for k in range(config.n_codebooks - 1))]
         self._codes = CodeTable()
+        self._steps = CodeSteps()
 
     def prepare(self) -> None:
         """Makes the weights ready to speak with, to be called again when they have changed; their names stay."""
@@ -80,6 +82,10 @@ class CsmModel(nn.Module):
         if table is not None:
             return table[codes.reshape(-1)]
         return self.depth_input(self.embed_code(codes.reshape(-1), codebook))
+
+    def code_step(self, draw: Draw) -> CodeStep:
+        """What a frame does for each of its codes but the first, which `draw` draws."""
+        return self._steps.of(draw, self.depth_decoder, self["audio_head"], self._logits)
 
     def code_logits(self, x: mx.array, codebook: int) -> mx.array:
         """Logits (B, codebook_size) of one codebook, from the backbone's state for the first (B, dim), from the depth

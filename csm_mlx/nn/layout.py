@@ -105,14 +105,15 @@ class Factor:
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """x (N, n_in); (N, n_out), added to `onto` (N, n_out) or (n_out,) if given."""
-        n_rows = x.shape[0]
-        if n_rows * self._size <= SMALL_PRODUCT or n_rows > self._few_rows or x.dtype != mx.float32 or not on_cpu():
-            return multiplied(x, self._whole, onto)
+        return times(x, self.operand(x.shape[0], x.dtype), onto)
+
+    def operand(self, n_rows: int, dtype: mx.Dtype) -> mx.array:
+        """What `times` multiplies rows x (n_rows, n_in) by: (n_in, n_out), or pieces of it."""
+        if n_rows * self._size <= SMALL_PRODUCT or n_rows > self._few_rows or dtype != mx.float32 or not on_cpu():
+            return self._whole
         if n_rows not in self._pieces:
             self._pieces[n_rows] = self._cut(n_rows)
-        y = x @ self._pieces[n_rows]
-        y = (y if n_rows == 1 else y.swapaxes(0, 1)).reshape(n_rows, -1)
-        return y if onto is None else onto + y
+        return self._pieces[n_rows]
 
     def _cut(self, n_rows: int) -> mx.array:
         """(number of pieces, n_in, rows of the weight per piece): as few pieces as are small enough."""
@@ -122,3 +123,12 @@ class Factor:
         pieces = self._weight.reshape(n, n_out // n, n_in).swapaxes(1, 2)
         mx.eval(pieces)
         return pieces
+
+
+def times(x: mx.array, operand: mx.array, onto: mx.array | None = None) -> mx.array:
+    """What a `Factor` makes of x, by its operand for so many rows."""
+    if operand.ndim == 2:
+        return multiplied(x, operand, onto)
+    n_rows, y = x.shape[0], x @ operand
+    y = (y if n_rows == 1 else y.swapaxes(0, 1)).reshape(n_rows, -1)
+    return y if onto is None else onto + y

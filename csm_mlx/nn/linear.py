@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs
+from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs, times
 
 _ARRAYS = ("weight", "scales", "biases")
 
@@ -64,25 +64,39 @@ class Product:
 
     def __call__(self, owner: Any, x: mx.array, onto: mx.array | None = None) -> mx.array:
         """The outputs for x (N, dim), added to `onto` if given."""
+        operands = self.operands(owner, x.shape[0], x.dtype)
+        if operands is not None:
+            return self.by(operands, x, onto)
+        ys = [owner[name](x) for name in self._names]
+        y = ys[0][..., : self._n_rows] if len(ys) == 1 else mx.concatenate(ys, axis=-1)
+        return y if onto is None else onto + y
+
+    def operands(self, owner: Any, n_rows: int, dtype: mx.Dtype) -> list[mx.array] | None:
+        """What `by` multiplies so many rows by; None where the layers have changed and each computes for itself."""
         for name, key, array in self._made_of:
             if owner[name].get(key) is not array:
                 self._forget()
-                break
-        if self._factor is not None:
-            if self._first_rows is None:
-                return self._factor(x, onto)
-            y = self._factor(x)[:, : self._first_rows]
-            return y if onto is None else onto + y
-        if self._weights:
-            weight, scales, *biases = self._weights  # mxfp4 and its like have no biases
+                return None
+        return self._weights or (None if self._factor is None else [self._factor.operand(n_rows, dtype)])
+
+    def by(self, operands: list[mx.array], x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """`__call__` with operands of this product, or of another of its `kind`."""
+        if self._options:
+            weight, scales, *biases = operands  # mxfp4 and its like have no biases
             y = mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, **self._options)
+        elif self._first_rows is None:
+            return times(x, operands[0], onto)
         else:
-            ys = [owner[name](x) for name in self._names]
-            y = ys[0][..., : self._n_rows] if len(ys) == 1 else mx.concatenate(ys, axis=-1)
+            y = times(x, operands[0])[:, : self._first_rows]
         return y if onto is None else onto + y
 
+    @property
+    def kind(self) -> tuple[dict[str, Any], int | None, bool]:
+        """Equal where products differ in their operands alone."""
+        return self._options, self._first_rows, bool(self._made_of)
+
     def _forget(self) -> None:
-        self._made_of, self._weights, self._factor, self._first_rows = [], [], None, None
+        self._made_of, self._weights, self._factor, self._first_rows, self._options = [], [], None, None, {}
 
 
 class Layers(nn.Module):

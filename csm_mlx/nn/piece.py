@@ -29,6 +29,10 @@ class Piece:
 
         self._compiled: Callable[..., Any] = mx.compile(call)
 
+    @property
+    def made_of(self) -> list[tuple[Any, Any, Any]]:
+        return list(zip(self._modules, self._keys, self._found, strict=True))
+
     def is_current(self) -> bool:
         """Whether every weight is still the one that it was made of: training, adapters and `update` bring others."""
         return all(map(is_, map(dict.get, self._modules, self._keys), self._found))

@@ -139,7 +139,7 @@ class Transformer(nn.Module):
         if not is_plain or self._config.window is not None or self._config.norm != "rms":
             self._row = None
         elif self._row is None or not self._row.is_current():
-            self._row = Piece(self._through_row, made_of)
+            self._row = Piece(self.through_row, made_of)
 
     def make_state(self, batch: int, dtype: mx.Dtype, n_positions: int | None = None) -> CacheState:
         """A fresh state with room for `n_positions`, 0 for one that grows with each call; windowed attention needs no
@@ -183,21 +183,45 @@ class Transformer(nn.Module):
         first on.
         """
         offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
-        keys, values, one = state["keys"], state["values"], n_steps == 1
-        is_small, is_masked = n_slots <= FEW_SLOTS, n_slots <= MASKED_SLOTS and not any(padding)
-        is_repeated = is_masked and (one or (is_small and last_only and n_steps <= FEW_STEPS))
-        if self._row is not None and not (is_small and offset) and not self._row.is_current():
+        keys, values, batch = state["keys"], state["values"], x.shape[0] // n_steps
+        if self._row is not None and not (n_slots <= FEW_SLOTS and offset) and not self._row.is_current():
             self._row = None  # it holds the old weights
-        if is_repeated and isinstance(offset, int) and offset + n_steps <= n_slots and self._row is not None:
-            batch, make = x.shape[0] // n_steps, self._kept_row_at if is_small else self._row_at
-            at = make(offset, n_steps, batch, n_slots, x.dtype, on_cpu())
+        at = self.row_at(state, n_steps, batch, x.dtype) if n_steps == 1 or last_only else None
+        if at is not None and self._row is not None:
             x, keys, values = self._row(x, keys, values, at)
         else:
-            at = cache.step(offset, n_steps, n_slots, self._config.window, padding)
-            if x.dtype == mx.float32 and on_cpu() and (one or not isinstance(offset, int)):
-                at = _in_few_operations(at, self._config, self._rope, padding, x.shape[0] // n_steps)
-            x, keys, values = self._through(x, keys, values, at, last_only=last_only)
+            step = cache.step(offset, n_steps, n_slots, self._config.window, padding)
+            if x.dtype == mx.float32 and on_cpu() and (n_steps == 1 or not isinstance(offset, int)):
+                step = _in_few_operations(step, self._config, self._rope, padding, batch)
+            x, keys, values = self._through(x, keys, values, step, last_only=last_only)
         return x, {**state, "offset": offset + n_steps, "keys": keys, "values": values}
+
+    @property
+    def row_piece(self) -> Piece | None:
+        """`through_row`, compiled; None where its weights are not prepared or its rows are not one graph."""
+        return self._row
+
+    def row_at(self, state: CacheState, n_steps: int, batch: int, dtype: mx.Dtype) -> "RowAt | None":
+        """The positions that follow `state` as data, for `through_row`; None where those are not the same graph each
+        time."""
+        offset, n_slots = state["offset"], cache.capacity(state)
+        is_small = n_slots <= FEW_SLOTS
+        if n_slots > MASKED_SLOTS or n_steps > (FEW_STEPS if is_small else 1) or any(state["padding"]):
+            return None
+        if not isinstance(offset, int) or offset + n_steps > n_slots:
+            return None
+        make = self._kept_row_at if is_small else self._row_at
+        return make(offset, n_steps, batch, n_slots, dtype, on_cpu())
+
+    def through_row(
+        self, x: mx.array, keys: list[mx.array], values: list[mx.array], at: "RowAt"
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        """`rows` for positions that are data: rows x (B * T, dim), the cache, and of `row_at`; the last row of each
+        sequence (B, dim), and the cache after it."""
+        position, slots, mask, *turns = at
+        n_steps = x.shape[0] // keys[0].shape[0]
+        step = Step(n_steps, None, position, slots, mask, turns[0] if turns else None)
+        return self._through(x, keys, values, step, last_only=True)
 
     def _through(
         self, x: mx.array, old_keys: list[mx.array], old_values: list[mx.array], at: Step, *, last_only: bool = False
@@ -211,17 +235,8 @@ class Transformer(nn.Module):
             values.append(layer_values)
         return self["norm"](x) if self._config.final_norm else x, keys, values
 
-    def _through_row(
-        self, x: mx.array, keys: list[mx.array], values: list[mx.array], at: "_RowAt"
-    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        """`_through` for a step whose position is data; of several rows the last comes out."""
-        position, slots, mask, *turns = at
-        n_steps = x.shape[0] // keys[0].shape[0]
-        step = Step(n_steps, None, position, slots, mask, turns[0] if turns else None)
-        return self._through(x, keys, values, step, last_only=True)
 
-
-_RowAt = tuple[mx.array, ...]
+RowAt = tuple[mx.array, ...]
 """The first position (), slots, mask and, where there are some, turns, as in `Step`."""
 
 
@@ -234,7 +249,7 @@ def _row_at(
     n_slots: int,
     dtype: mx.Dtype,
     is_cpu: bool,
-) -> _RowAt:
+) -> RowAt:
     """Positions of a cache of at most `MASKED_SLOTS`, as data."""
     positions = range(offset, offset + n_steps)
     seen = np.where(np.arange(n_slots) <= np.array(positions)[:, None], np.float32(0), np.float32("-inf"))
