@@ -75,7 +75,8 @@ class CodeSteps:
         """For these draws, of what the model is made of now."""
         step = self._steps.get(draw)
         if step is None or not step.is_current():
-            self._steps.pop(draw, None)
+            # Others than the current ones hold weights that the model no longer has.
+            self._steps = {draw: step for draw, step in self._steps.items() if step.is_current()}
             if len(self._steps) == MOST_STEPS:
                 del self._steps[next(iter(self._steps))]
             step = self._steps[draw] = CodeStep(decoder, heads, logits, draw)
