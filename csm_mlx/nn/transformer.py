@@ -186,9 +186,10 @@ class Transformer(nn.Module):
         keys, values, batch = state["keys"], state["values"], x.shape[0] // n_steps
         if self._row is not None and not (n_slots <= FEW_SLOTS and offset) and not self._row.is_current():
             self._row = None  # it holds the old weights
-        at = self.row_at(state, n_steps, batch, x.dtype) if n_steps == 1 or last_only else None
-        if at is not None and self._row is not None:
-            x, keys, values = self._row(x, keys, values, at)
+        row = self._row if n_steps == 1 or last_only else None
+        at = None if row is None else self.row_at(state, n_steps, batch, x.dtype)
+        if row is not None and at is not None:
+            x, keys, values = row(x, keys, values, at)
         else:
             step = cache.step(offset, n_steps, n_slots, self._config.window, padding)
             if x.dtype == mx.float32 and on_cpu() and (n_steps == 1 or not isinstance(offset, int)):
