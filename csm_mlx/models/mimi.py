@@ -161,7 +161,7 @@ def _chunked(
     for start in range(0, x.shape[1], chunk):
         y, state = run(x[:, start : start + chunk], state)
         if x.shape[1] > frame:  # a state is slices of what was computed, and would keep all of it
-            state = tree_map(mx.contiguous, state)
+            state = tree_map(lambda leaf: mx.contiguous(leaf) if isinstance(leaf, mx.array) else leaf, state)
         outputs.append(y)
         if x.shape[1] > chunk:
             mx.eval(y, state)

@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from csm_mlx.config import MoshiConfig
 from csm_mlx.errors import ConfigError
-from csm_mlx.nn.cache import CacheState, make_cache, with_room
+from csm_mlx.nn.cache import CacheState, capacity, make_cache, with_room
 from csm_mlx.nn.linear import Product
 from csm_mlx.nn.transformer import Transformer
 
@@ -91,7 +91,7 @@ class MoshiModel(nn.Module):
         t = self._config.temporal
         if chunk_frames > 1:
             return self.temporal.make_state(batch, self.dtype, self._window + chunk_frames - 1)
-        return make_cache(batch, t.n_layers, t.n_kv_heads, 0, t.head_dim, self.dtype, ring=False)
+        return make_cache(batch, t.n_layers, t.n_kv_heads, 0, t.head_dim, self.dtype)
 
     @property
     def _window(self) -> int:
@@ -128,7 +128,7 @@ class MoshiModel(nn.Module):
         (B, T, dim), which predict the tokens after them, and the state."""
         rows = self.embed(tokens)
         rows = rows if condition is None else rows + condition
-        if not isinstance(state["offset"], int):
+        if capacity(state) > self._window:
             return self.temporal(rows, state)
         y, state = self.temporal.rows(rows[:, 0], tokens.shape[1], with_room(state, self._window))
         return y[:, None], state

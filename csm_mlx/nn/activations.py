@@ -43,13 +43,14 @@ def gelu(x: mx.array) -> mx.array:
 
 @mx.compile
 def _gelu(x: mx.array) -> mx.array:
-    u = mx.abs(x)
-    u2 = u * u
+    # No deeper than MLX fuses into one kernel, which powers of x itself and the halves before their difference see to.
+    u, u2 = mx.abs(x), x * x
+    u4 = u2 * u2
     low = (_R[0] + _R[1] * u) + (_R[2] + _R[3] * u) * u2
-    r = low + ((_R[4] + _R[5] * u) + (_R[6] + _R[7] * u) * u2) * (u2 * u2)
+    r = low + ((_R[4] + _R[5] * u) * u4 + (_R[6] + _R[7] * u) * (u2 * u4))
     r = r * r
     r = r * r
-    return 0.5 * ((x + u) - u / (r * r))
+    return 0.5 * (x + u) - 0.5 * u / (r * r)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:

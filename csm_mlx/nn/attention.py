@@ -56,7 +56,7 @@ class Attention(Layers):
         x = self._qkv(self, x)
         batch, many = n_rows // at.n_steps, at.n_steps > 1
         if at.turns is not None:
-            x = turned(x.reshape(batch, at.n_steps, -1) if many else x, at.turns)
+            x = turned(x.reshape(batch, at.n_steps, -1) if many and batch > 1 else x, at.turns)
         x = (
             x.reshape(batch, at.n_steps, -1, self.head_dim).swapaxes(1, 2)
             if many

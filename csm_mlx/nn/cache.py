@@ -3,10 +3,10 @@
 A cache is a plain tree of arrays (`CacheState`), so `mx.eval`, copying, saving and rewinding all work on it. Arrays
 are immutable: keeping an old state costs nothing until the next write, which then copies instead of writing in place.
 
-Position p lives in slot p % capacity. Attention without a window counts its positions in Python, so that a step needs
-no mask; one that is full grows by what is written. A window of W positions fed T at a time needs a ring of W + T - 1
-slots and then never ends: its count is in the graph. Fed one at a time and counted in Python it needs no mask either,
-and begins with no slot (`with_room`).
+Position p lives in slot p % capacity. Attention without a window needs no mask for a step; a cache that is full grows by
+what is written. A window of W positions fed T at a time needs a ring of W + T - 1 slots and then never ends; a mask
+hides what has left the window. Fed one at a time, a ring of up to W slots needs no mask either, and begins with none
+(`with_room`).
 
 Rows of unlike length are right-aligned (`aligned`): all write to one slot, and what stands before a row's first
 position is padding, which a mask hides.
@@ -19,14 +19,14 @@ import mlx.core as mx
 import numpy as np
 
 GROWTH = 256
-"""Slots that a ring grows by, where its positions are counted in Python."""
+"""Slots that a ring grows by that is fed one position at a time."""
 
 
 class CacheState(TypedDict):
     """`keys` and `values` hold one (B, n_kv_heads, capacity, head_dim) array per layer."""
 
-    offset: int | mx.array
-    """Positions written so far: an int, or () int32 for a ring that takes several at a time."""
+    offset: int
+    """Positions written so far."""
     keys: list[mx.array]
     values: list[mx.array]
     padding: tuple[int, ...]
@@ -38,32 +38,31 @@ class Step(NamedTuple):
 
     n_steps: int
     """T."""
-    offset: int | mx.array | None
+    offset: int | None
     """Position of the first of them, padding included; None where it is data, and the mask is about all slots."""
     positions: int | mx.array
     """The same for the rotation, without the padding: also (B,) int32, one per row."""
     slots: mx.array
-    """Where their keys and values go: (1,) int32, the first, or int32 that broadcasts to (B, n_kv_heads, T, head_dim)
-    for a ring counted in the graph."""
+    """Where their keys and values go: (1,) int32, the first, or (1, 1, T, 1) int32, each, of a ring with a mask."""
     mask: mx.array | str | None
     """Which slots each of them sees: (T, capacity) bool for a ring, or what is added to the scores, float32
     (T, capacity) or (B, n_heads, T, capacity); (B, 1, 1, written) bool beside padding; "causal" for those written up to
-    itself; None, with one step, for all of those written up to here. Without an offset, what is added to the scores
-    (B, n_kv_heads, heads per key, capacity)."""
+    itself; None, with one step, for all of those written up to here. Without an offset, for one step of no ring, what
+    is added to the scores (B, n_kv_heads, heads per key, capacity)."""
     turns: mx.array | None = None
     """How their queries and keys are turned, and queries scaled, made once (`rope.turned`), for float32 on a CPU; None
     where every layer has it done."""
     wraps: bool = False
-    """Whether it is one position of a ring, whose first slot follows its last."""
+    """Whether it is one position of a ring without a mask, whose first slot follows its last."""
 
 
 def make_cache(
-    batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, *, ring: bool
+    batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype
 ) -> CacheState:
-    """An empty cache; ring: one that counts its positions in the graph."""
+    """An empty cache."""
     shape = (batch, n_kv_heads, capacity, head_dim)
     return {
-        "offset": mx.array(0, mx.int32) if ring else 0,
+        "offset": 0,
         "keys": [mx.zeros(shape, dtype) for _ in range(n_layers)],
         "values": [mx.zeros(shape, dtype) for _ in range(n_layers)],
         "padding": (),
@@ -86,13 +85,12 @@ def grow(state: CacheState, new_capacity: int) -> CacheState:
 
 
 def with_room(state: CacheState, window: int) -> CacheState:
-    """A ring counted in Python with a free slot, or one that may be written over.
+    """A ring for one position at a time with a free slot, or one that may be written over.
 
     It grows up to `window` slots: until it has wrapped, a position's slot is its number, and growing is padding. Layer
     by layer, each some positions after the next, so that no step has to copy all of a long conversation.
     """
     n_layers, offset = len(state["keys"]), state["offset"]
-    assert isinstance(offset, int)
 
     def roomy(layer: int, array: mx.array) -> mx.array:
         n_slots = array.shape[2]
@@ -152,41 +150,47 @@ def paddings(state: CacheState) -> tuple[int, ...]:
     return state["padding"] or (0,) * state["keys"][0].shape[0]
 
 
-def step(offset: int | mx.array, n_steps: int, n_slots: int, window: int | None, padding: tuple[int, ...] = ()) -> Step:
+def step(offset: int, n_steps: int, n_slots: int, window: int | None, padding: tuple[int, ...] = ()) -> Step:
     """Slots and mask for positions `offset ... offset + n_steps - 1` of a cache with `n_slots` slots; one position at a
     time where a row has padding."""
-    if isinstance(offset, int) and window is not None:
-        if n_steps > 1 or not (offset < n_slots <= window or n_slots == window):
-            raise ValueError(f"a ring counted in Python takes one position into its free slots, not {n_steps}")
+    if window is not None and (n_steps > 1 or n_slots > window):
+        return _step_of_ring(offset, n_steps, n_slots, window)
+    if window is not None:
+        if offset >= n_slots != window:
+            raise ValueError(f"a ring of {n_slots} slots has none for position {offset}; `with_room` gives it one")
         return Step(1, offset, offset, mx.array([offset % n_slots], mx.int32), None, wraps=True)
-    if isinstance(offset, int):
-        slots = mx.array([offset], mx.int32)
-        if not any(padding):
-            return Step(n_steps, offset, offset, slots, "causal" if n_steps > 1 else None)
-        if n_steps > 1:
-            raise ValueError(f"a batch with padding takes one position at a time, not {n_steps}")
-        before = np.array(padding, np.int32)
-        mask = mx.array(np.arange(offset + 1, dtype=np.int32)) >= mx.array(before[:, None, None, None])
-        return Step(n_steps, offset, mx.array(offset - before), slots, mask)
-    positions = offset + mx.arange(n_steps, dtype=mx.int32)
+    slots = mx.array([offset], mx.int32)
+    if not any(padding):
+        return Step(n_steps, offset, offset, slots, "causal" if n_steps > 1 else None)
+    if n_steps > 1:
+        raise ValueError(f"a batch with padding takes one position at a time, not {n_steps}")
+    before = np.array(padding, np.int32)
+    mask = mx.array(np.arange(offset + 1, dtype=np.int32)) >= mx.array(before[:, None, None, None])
+    return Step(n_steps, offset, mx.array(offset - before), slots, mask)
+
+
+def _step_of_ring(offset: int, n_steps: int, n_slots: int, window: int) -> Step:
+    """Of one that takes several positions at a time."""
+    if n_slots < window + n_steps - 1:
+        raise ValueError(f"{n_steps} positions take a ring of {window + n_steps - 1} slots at least, not {n_slots}")
+    positions = np.arange(offset, offset + n_steps)
     last = positions[-1]
     # The position that each slot holds once this call has written: the newest one congruent to it, negative if none.
-    held = last - (last - mx.arange(n_slots, dtype=mx.int32)) % n_slots
-    distance = positions[:, None] - held[None]
-    mask = (held[None] >= 0) & (distance >= 0)
-    if window is not None:
-        mask = mask & (distance < window)
-    return Step(n_steps, offset, offset, (positions % n_slots).reshape(1, 1, n_steps, 1), mask)
+    held = last - (last - np.arange(n_slots)) % n_slots
+    distance = positions[:, None] - held
+    mask = mx.array((held >= 0) & (distance >= 0) & (distance < window))
+    slots = mx.array((positions % n_slots).reshape(1, 1, n_steps, 1), mx.int32)
+    return Step(n_steps, offset, offset, slots, mask)
 
 
 def write(cache: mx.array, new: mx.array, at: Step) -> tuple[mx.array, mx.array]:
     """`cache` (B, H, capacity, D) with `new` (B, H, T, D) in its slots, in place when nobody else holds `cache`; and
     those of its slots that the mask is about."""
+    if at.slots.ndim > 1:
+        cache = mx.put_along_axis(cache, mx.broadcast_to(at.slots, new.shape), new.astype(cache.dtype), axis=2)
+        return cache, cache
     if at.offset is None:
         cache = mx.slice_update(cache, new, at.slots, [2])
-        return cache, cache
-    if not isinstance(at.offset, int):
-        cache = mx.put_along_axis(cache, mx.broadcast_to(at.slots, new.shape), new.astype(cache.dtype), axis=2)
         return cache, cache
     n_slots, end = cache.shape[2], at.offset + at.n_steps
     if n_slots == at.offset and not at.wraps:

@@ -1,5 +1,7 @@
 """Root mean square normalization, in few operations where there is no kernel for it."""
 
+from functools import cache
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -49,13 +51,24 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, dim: int, eps: float):
         super().__init__(dim, eps=eps)
-        # Arrays, and not what would make them: another thread than this one has no stream to make them on.
-        self._eps, self._share = mx.array([[eps]]), mx.array([[1 / dim]] * dim)
+        self._eps, self._share = _constants(dim, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (…, dim); the same shape."""
         if x.ndim != 2 or x.dtype != mx.float32 or not on_cpu():
             return super().__call__(x)
-        x = x - x @ self["_share"]
-        deviation = mx.rsqrt(mx.addmm(self["_eps"], x * x, self["_share"]))
-        return x * deviation * self["weight"] + self["bias"]
+        mean = x @ self["_share"]
+        # The difference is written twice, in two ways, so that a compiled piece has it in two kernels, and no more.
+        deviation = mx.rsqrt(mx.addmm(self["_eps"], mx.square(mean - x), self["_share"]))
+        return (x - mean) * deviation * self["weight"] + self["bias"]
+
+
+@cache
+def _constants(dim: int, eps: float) -> tuple[mx.array, mx.array]:
+    """eps (1, 1), and what sums up a mean (dim, 1): the same arrays for all layers, so that a graph has them once.
+
+    Evaluated, since another thread than this one has no stream to make them on.
+    """
+    arrays = mx.array([[eps]]), mx.array([[1 / dim]] * dim)
+    mx.eval(arrays)
+    return arrays

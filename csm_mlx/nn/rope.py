@@ -1,7 +1,7 @@
 """Rotary positions: the frequency curve, and the rotation of interleaved pairs."""
 
 import math
-from functools import cache, lru_cache
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -31,21 +31,13 @@ class Rope:
         self.head_dim = head_dim
         self._periods = rope_periods(head_dim, base, scaling).astype(np.float32)
         self.periods = mx.array(self._periods)
-        self.turns = lru_cache(maxsize=64)(self._turns)  # a depth decoder comes back to the same few positions
 
     def __call__(self, x: mx.array, offset: mx.array | int) -> mx.array:
         """x (B, n_heads, T, head_dim) at positions offset, offset + 1, …; offset is an int, () int32, or (B,)
         int32 with one per row."""
         return mx.fast.rope(x, self.head_dim, traditional=True, base=None, scale=1.0, offset=offset, freqs=self.periods)
 
-    def turns_from(self, positions: mx.array, n_queries: int, n_keys: int, scale: float) -> mx.array:
-        """`turns` of positions (T,) that are data."""
-        angles = positions[:, None, None] * (1 / self.periods)
-        factors = mx.stack([mx.cos(angles), mx.sin(angles)], axis=-1).reshape(len(positions), 1, -1).view(mx.complex64)
-        factor, addend = (mx.array(part) for part in _heads(n_queries, n_keys, scale))
-        return (factors * factor + addend).reshape(len(positions), -1)
-
-    def _turns(self, positions: tuple[int, ...], n_queries: int, n_keys: int, scale: float) -> mx.array:
+    def turns(self, positions: tuple[int, ...], n_queries: int, n_keys: int, scale: float) -> mx.array:
         """Each position's heads as complex factors of their pairs, for `turned`: queries, which are scaled too, keys,
         and as many values, which stay as they are.
 

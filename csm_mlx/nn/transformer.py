@@ -28,7 +28,12 @@ graph, and is compiled once. Windowed attention's are no such caches."""
 FEW_SLOTS = 64
 """Up to which that mask, and what else a position is as data, is kept: a depth decoder comes back to it each frame."""
 FEW_STEPS = 2
-"""Up to which several positions of so small a cache are compiled too: as many as such a decoder may begin with."""
+"""Up to which several positions are compiled too: as many as such a decoder may begin with, or a frame of sound is in a
+ring."""
+
+
+_OWN_WEIGHTS = ("weight", "bias", "attention_scale", "mlp_scale")
+"""Of norms and blocks."""
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -120,26 +125,26 @@ class Transformer(nn.Module):
         self._config, self._rope = config, rope
         self._row_at = partial(_row_at, config, rope)
         self._kept_row_at = lru_cache(maxsize=2 * FEW_SLOTS)(self._row_at)
-        self._row: Piece | None = None
+        self._piece: Piece | None = None
 
     def prepare(self) -> None:
-        """Makes the weights ready to be read in few large products (`Product`), and a row in a masked cache to be one
-        compiled piece; costs no memory, changes no name."""
+        """Makes the weights ready to be read in few large products (`Product`), and a row in a masked cache, or a frame
+        in a ring, to be one compiled piece; costs no memory, changes no name."""
         made_of: list[tuple[Any, Any, Any]] = []
         is_plain = True
         for module in self.modules():
             if isinstance(module, Layers | RMSNorm):
                 module.prepare()
-            if isinstance(module, RMSNorm):
-                made_of.append((module, "weight", module["weight"]))
-            elif isinstance(module, Layers):
+            if isinstance(module, Layers):
                 for product in module.products:
                     made_of.extend(held := product.made_of(module))
                     is_plain = is_plain and bool(held)
-        if not is_plain or self._config.window is not None or self._config.norm != "rms":
-            self._row = None
-        elif self._row is None or not self._row.is_current():
-            self._row = Piece(self.through_row, made_of)
+            elif isinstance(module, RMSNorm | LayerNorm | Block):
+                made_of.extend((module, name, module[name]) for name in _OWN_WEIGHTS if name in module)
+        if not is_plain:
+            self._piece = None
+        elif self._piece is None or not self._piece.is_current():
+            self._piece = Piece(self.through_row, made_of)
 
     def make_state(self, batch: int, dtype: mx.Dtype, n_positions: int | None = None) -> CacheState:
         """A fresh state with room for `n_positions`, 0 for one that grows with each call; windowed attention needs no
@@ -151,8 +156,7 @@ class Transformer(nn.Module):
                     "attention without a window needs n_positions, the number of positions to make room for"
                 )
             n_positions = c.window + RING_BLOCK - 1
-        ring = c.window is not None
-        return cache.make_cache(batch, c.n_layers, c.n_kv_heads, n_positions, c.head_dim, dtype, ring=ring)
+        return cache.make_cache(batch, c.n_layers, c.n_kv_heads, n_positions, c.head_dim, dtype)
 
     def __call__(self, x: mx.array, state: CacheState, *, last_only: bool = False) -> tuple[mx.array, CacheState]:
         """x (B, T, dim) at the positions that follow `state`; (B, T, dim) and the state after them.
@@ -183,33 +187,37 @@ class Transformer(nn.Module):
         first on.
         """
         offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
-        keys, values, batch = state["keys"], state["values"], x.shape[0] // n_steps
-        if self._row is not None and not (n_slots <= FEW_SLOTS and offset) and not self._row.is_current():
-            self._row = None  # it holds the old weights
-        row = self._row if n_steps == 1 or last_only else None
-        at = None if row is None else self.row_at(state, n_steps, batch, x.dtype)
-        if row is not None and at is not None:
-            x, keys, values = row(x, keys, values, at)
+        keys, values, batch, window = state["keys"], state["values"], x.shape[0] // n_steps, self._config.window
+        is_within = n_slots <= FEW_SLOTS and offset > 0 and window is None
+        if self._piece is not None and not is_within and not self._piece.is_current():
+            self._piece = None  # it holds the old weights
+        is_piece = self._piece is not None and (n_steps == 1 or last_only == (window is None))
+        at = self.row_at(state, n_steps, batch, x.dtype) if is_piece else None
+        if self._piece is not None and at is not None:
+            x, keys, values = self._piece(x, keys, values, at)
         else:
-            step = cache.step(offset, n_steps, n_slots, self._config.window, padding)
-            if x.dtype == mx.float32 and on_cpu() and (n_steps == 1 or not isinstance(offset, int)):
+            step = cache.step(offset, n_steps, n_slots, window, padding)
+            if x.dtype == mx.float32 and on_cpu():
                 step = _in_few_operations(step, self._config, self._rope, padding, batch)
             x, keys, values = self._through(x, keys, values, step, last_only=last_only)
         return x, {**state, "offset": offset + n_steps, "keys": keys, "values": values}
 
     @property
     def row_piece(self) -> Piece | None:
-        """`through_row`, compiled; None where its weights are not prepared or its rows are not one graph."""
-        return self._row
+        """`through_row`, compiled; None where its weights are not prepared."""
+        return self._piece
 
     def row_at(self, state: CacheState, n_steps: int, batch: int, dtype: mx.Dtype) -> "RowAt | None":
         """The positions that follow `state` as data, for `through_row`; None where those are not the same graph each
         time."""
-        offset, n_slots = state["offset"], cache.capacity(state)
+        offset, n_slots, window = state["offset"], cache.capacity(state), self._config.window
+        if window is not None:
+            is_same = window < n_slots and n_steps <= FEW_STEPS
+            return _ring_at(self._config, self._rope, offset, n_steps, batch, n_slots, dtype) if is_same else None
         is_small = n_slots <= FEW_SLOTS
         if n_slots > MASKED_SLOTS or n_steps > (FEW_STEPS if is_small else 1) or any(state["padding"]):
             return None
-        if not isinstance(offset, int) or offset + n_steps > n_slots:
+        if offset + n_steps > n_slots:
             return None
         make = self._kept_row_at if is_small else self._row_at
         return make(offset, n_steps, batch, n_slots, dtype, on_cpu())
@@ -218,11 +226,11 @@ class Transformer(nn.Module):
         self, x: mx.array, keys: list[mx.array], values: list[mx.array], at: "RowAt"
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
         """`rows` for positions that are data: rows x (B * T, dim), the cache, and of `row_at`; the last row of each
-        sequence (B, dim), and the cache after it."""
+        sequence (B, dim), or all rows of a ring, and the cache after them."""
         position, slots, mask, *turns = at
         n_steps = x.shape[0] // keys[0].shape[0]
         step = Step(n_steps, None, position, slots, mask, turns[0] if turns else None)
-        return self._through(x, keys, values, step, last_only=True)
+        return self._through(x, keys, values, step, last_only=self._config.window is None)
 
     def _through(
         self, x: mx.array, old_keys: list[mx.array], old_values: list[mx.array], at: Step, *, last_only: bool = False
@@ -263,26 +271,34 @@ def _row_at(
     return tuple(at)
 
 
+def _ring_at(
+    config: TransformerConfig, rope: Rope | None, offset: int, n_steps: int, batch: int, n_slots: int, dtype: mx.Dtype
+) -> RowAt:
+    """Positions of a ring with a mask, as data."""
+    step = cache.step(offset, n_steps, n_slots, config.window)
+    if dtype == mx.float32 and on_cpu():
+        step = _in_few_operations(step, config, rope, (), batch)
+    assert isinstance(step.mask, mx.array)
+    at = (mx.array(offset, mx.int32), step.slots, step.mask)
+    return at if step.turns is None else (*at, step.turns)
+
+
 def _in_few_operations(
     at: Step, config: TransformerConfig, rope: Rope | None, padding: tuple[int, ...], batch: int
 ) -> Step:
     """The step, with what else each layer would make for itself: on a CPU an operation costs more than what it does.
 
-    For float32, for one position or a ring that is counted in the graph.
+    For float32, for one position or a ring.
     """
-    if isinstance(at.offset, int):
+    if at.slots.ndim == 1:
+        if at.n_steps > 1 or at.offset is None:
+            return at
         return at._replace(turns=_turns(config, rope, *(at.offset - n for n in padding or (0,))))
-    assert isinstance(at.mask, mx.array)
     assert at.offset is not None
-    turns = None
-    if rope is not None:
-        positions = at.offset + mx.arange(at.n_steps, dtype=mx.int32)
-        turns = rope.turns_from(positions, config.n_heads, config.n_kv_heads, config.head_dim**-0.5)
-    mask = mx.where(at.mask, 0.0, -mx.inf)
+    mask = np.where(np.array(at.mask), np.float32(0), np.float32("-inf"))
     if config.n_heads == config.n_kv_heads:
-        mask = mx.contiguous(mx.broadcast_to(mask, (batch, config.n_heads, *mask.shape)))
-    slots = mx.broadcast_to(at.slots, (batch, config.n_kv_heads, at.n_steps, config.head_dim))
-    return at._replace(turns=turns, mask=mask, slots=slots)
+        mask = np.broadcast_to(mask, (batch, config.n_heads, *mask.shape))
+    return at._replace(turns=_turns(config, rope, *range(at.offset, at.offset + at.n_steps)), mask=mx.array(mask))
 
 
 def _turns(config: TransformerConfig, rope: Rope | None, *positions: int) -> mx.array | None:
