@@ -56,9 +56,7 @@ class Step(NamedTuple):
     """Whether it is one position of a ring without a mask, whose first slot follows its last."""
 
 
-def make_cache(
-    batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype
-) -> CacheState:
+def make_cache(batch: int, n_layers: int, n_kv_heads: int, capacity: int, head_dim: int, dtype: mx.Dtype) -> CacheState:
     """An empty cache."""
     shape = (batch, n_kv_heads, capacity, head_dim)
     return {

@@ -48,23 +48,28 @@ def test_rows_normalized_by_products_are_exact(dim: int, scale: float) -> None:
 def test_what_the_layers_of_a_ring_share_is_what_each_would_make(
     changes: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two streams, by steps of one, few and many positions, past the window and around the ring."""
+    """Two streams, by steps of one, few and many positions, past the window and around the ring: prepared, where a few
+    positions are one compiled piece, and not."""
     config = mimi_transformer(64, window=40, **{"n_heads": 4, "n_kv_heads": 4, "head_dim": 16} | changes)
     transformer, x = Transformer(config), mx.random.normal((2, 150, 64))
     found = []
-    for shares in (True, False):
-        if not shares:
+    for way in ("shared", "prepared", "each"):
+        if way == "prepared":
+            transformer.prepare()
+        elif way == "each":
+            transformer = Transformer(config).update(transformer.parameters())
             monkeypatch.setattr(module, "_in_few_operations", lambda at, *_: at)
         state, outputs, start = transformer.make_state(2, x.dtype, 40 + 30 - 1), [], 0
-        for n in (1, 30, 2, 1, 29, 30, 2, 30, 25):
+        for n in (1, 30, 2, 1, 29, 2, 2, 26, 2, 30, 25):
             y, state = transformer(x[:, start : start + n], state)
             last, _ = transformer(x[:, start : start + n], state, last_only=True)
             outputs += [y, last]
             start += n
         found.append([*outputs, *state["keys"], *state["values"]])
     assert start == 150
-    for ours, theirs in zip(*found, strict=True):
-        assert largest(ours - theirs) < 1e-5
+    for shared, prepared, theirs in zip(*found, strict=True):
+        assert largest(shared - theirs) < 1e-5
+        assert largest(prepared - theirs) < 1e-5
 
 
 def test_gates_of_any_size_are_the_sigmoid_of_themselves() -> None:

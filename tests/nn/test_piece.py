@@ -5,7 +5,7 @@ import weakref
 
 import mlx.core as mx
 import pytest
-from support.models import largest, llama
+from support.models import largest, llama, mimi_transformer
 
 from csm_mlx.nn.cache import CacheState
 from csm_mlx.nn.transformer import FEW_SLOTS, MASKED_SLOTS, Transformer
@@ -69,6 +69,48 @@ def test_other_weights_are_noticed() -> None:
     assert largest(stepped(transformer, rows, N_POSITIONS)[0] - after) < 1e-5
     transformer.norm.weight = mx.full((64,), 2.0)
     assert largest(stepped(transformer, rows, N_POSITIONS)[0] - 2 * after) < 1e-4
+
+
+def test_other_weights_of_a_ring_are_noticed_half_way() -> None:
+    """Each that a block has of its own, between two frames of a stream that goes on."""
+    mx.random.seed(5)
+    frames, config = mx.random.normal((2, 2, 64)), mimi_transformer(64, window=FEW_SLOTS - 2)
+    prepared, plain = Transformer(config), Transformer(config)
+    plain.update(prepared.parameters())
+    for name in ("input_layernorm.weight", "post_attention_layernorm.bias", "attention_scale", "mlp_scale"):
+        found = []
+        for transformer in (prepared, plain):
+            if transformer is prepared:
+                transformer.prepare()
+            state = transformer.make_state(1, mx.float32, FEW_SLOTS)
+            first, state = transformer.rows(frames[0], 2, state)
+            *path, last = name.split(".")
+            owner = transformer.layers[1]
+            for step in path:
+                owner = owner[step]
+            owner[last] = owner[last] + 1.0
+            found.append((first, transformer.rows(frames[1], 2, state)[0]))
+        (first, second), (same_first, same_second) = found
+        assert largest(first - same_first) < 1e-5
+        assert largest(second - same_second) < 1e-5
+        assert largest(second - plain.rows(frames[1], 2, plain.make_state(1, mx.float32, FEW_SLOTS))[0]) > 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float16, 2e-2), (mx.bfloat16, 1e-1)], ids=["f16", "bf16"])
+def test_a_compiled_frame_in_a_ring_is_the_frame(dtype: mx.Dtype, tolerance: float) -> None:
+    """In the types that are not counted in few operations, around the ring; float32: `test_norm`."""
+    transformer, rows, found = Transformer(mimi_transformer(64, window=5)), mx.random.normal((3, 12, 64)), []
+    transformer.set_dtype(dtype)
+    for is_prepared in (False, True):
+        if is_prepared:
+            transformer.prepare()
+        state, outputs = transformer.make_state(3, dtype, 6), []
+        for start in range(0, 12, 2):
+            y, state = transformer(rows[:, start : start + 2].astype(dtype), state)
+            outputs.append(y)
+        found.append(mx.concatenate(outputs, axis=1))
+        assert found[-1].dtype == dtype
+    assert largest((found[0] - found[1]).astype(mx.float32)) < tolerance
 
 
 def test_other_weights_are_noticed_half_way() -> None:
