@@ -57,7 +57,8 @@ def test_what_the_layers_of_a_ring_share_is_what_each_would_make(
         if way == "prepared":
             transformer.prepare()
         elif way == "each":
-            transformer = Transformer(config).update(transformer.parameters())
+            weights, transformer = transformer.parameters(), Transformer(config)
+            transformer.update(weights)
             monkeypatch.setattr(module, "_in_few_operations", lambda at, *_: at)
         state, outputs, start = transformer.make_state(2, x.dtype, 40 + 30 - 1), [], 0
         for n in (1, 30, 2, 1, 29, 2, 2, 26, 2, 30, 25):
