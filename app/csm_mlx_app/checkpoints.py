@@ -15,6 +15,7 @@ from csm_mlx.checkpoint.detect import csm_layout, moshi_layout
 from csm_mlx.checkpoint.read import Tensor, read_tensors
 from csm_mlx.checkpoint.source import kind_of
 from csm_mlx.errors import CsmError
+from csm_mlx.nn.layout import on_cpu
 from csm_mlx.stored import AnyConfig, CheckpointConfig, any_preset, preset_names, read_config
 from csm_mlx_app import places
 
@@ -133,7 +134,7 @@ def _most_stored(tensors: Mapping[str, Tensor]) -> str:
 def _loaded_bytes(tensor: Tensor) -> int:
     """On the CPU 16-bit floats become float32, its fastest type."""
     is_half = tensor.dtype in (mx.float16, mx.bfloat16)
-    widened = is_half and mx.default_device().type == mx.DeviceType.cpu
+    widened = is_half and on_cpu()
     return math.prod(tensor.shape) * (4 if widened else tensor.dtype.size)
 
 

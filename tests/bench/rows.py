@@ -50,7 +50,7 @@ STAGES = (
             Row(name="overhead_frame", title="a frame", per_round=10, warm=4, max_rounds=99),
             Row(
                 name="overhead_batch",
-                title="8 frames, of as many utterances at once",
+                title="8 utterances at once, a frame each",
                 per_round=10,
                 warm=4,
                 max_rounds=99,
