@@ -61,9 +61,8 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
     Its gradient is not a number for gates beyond 5,000: it is for what was prepared to speak.
     """
-    if (
-        gate.shape[0] > 1
-    ):  # halves of rows: MLX would compile its kernel once more for gaps, a second at the first sound
+    if gate.shape[0] > 1:
+        # Halves of rows: for gaps MLX would compile its kernel once more, a second at the first sound.
         gate, up = mx.contiguous(gate), mx.contiguous(up)
     return _swiglu(gate, up)
 

@@ -7,6 +7,9 @@ Position p lives in slot p % capacity. Attention without a window needs no mask 
 by what is written. A window of W positions fed T at a time needs a ring of W + T - 1 slots and then never ends; a mask
 hides what has left the window. Fed one at a time, a ring of up to W slots needs no mask either, and begins with none
 (`with_room`).
+
+Rows of unlike length are right-aligned (`aligned`): all write to one slot, and what stands before a row's first
+position is padding, which a mask hides.
 """
 
 from collections.abc import Sequence

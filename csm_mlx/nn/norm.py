@@ -58,7 +58,7 @@ class LayerNorm(nn.LayerNorm):
         if x.ndim != 2 or x.dtype != mx.float32 or not on_cpu():
             return super().__call__(x)
         mean = x @ self["_share"]
-        # The difference is written twice, in two ways, so that a compiled piece has it in two kernels, and no more.
+        # In two ways, so that a compiled piece makes either difference where it is used, and not one before both.
         deviation = mx.rsqrt(mx.addmm(self["_eps"], mx.square(mean - x), self["_share"]))
         return (x - mean) * deviation * self["weight"] + self["bias"]
 

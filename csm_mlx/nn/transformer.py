@@ -31,7 +31,6 @@ FEW_STEPS = 2
 """Up to which several positions are compiled too: as many as such a decoder may begin with, or a frame of sound is in a
 ring."""
 
-
 _OWN_WEIGHTS = ("weight", "bias", "attention_scale", "mlp_scale")
 """Of norms and blocks."""
 

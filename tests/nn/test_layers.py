@@ -132,3 +132,10 @@ def test_a_rewound_cache_forgets_what_came_after() -> None:
     assert largest(y - z) < 1e-6
     grown, _ = transformer(x[:, :4], cache.grow(state, 64))
     assert largest(grown - z) < 1e-6
+
+
+def test_a_ring_that_is_too_small_says_what_it_needs() -> None:
+    with pytest.raises(ValueError, match="4 positions take a ring of 10 slots at least, not 9"):
+        cache.step(0, 4, 9, window=7)
+    with pytest.raises(ValueError, match="a ring of 5 slots has none for position 5"):
+        cache.step(5, 1, 5, window=7)
