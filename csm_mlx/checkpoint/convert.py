@@ -165,9 +165,20 @@ def _name(dtype: mx.Dtype) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held since it began."""
+    """The most memory that this process has held since it began, whether or not all of it was ever touched."""
+    return max(peak_resident_bytes(), mx.get_peak_memory())
+
+
+def peak_resident_bytes() -> int:
+    """The most that was resident.
+
+    Not what `getrusage` says on Linux: there a process begins with what the one that started it had held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max(peak if sys.platform == "darwin" else peak * 1024, mx.get_peak_memory())
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @dataclass(frozen=True)

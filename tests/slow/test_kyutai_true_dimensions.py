@@ -106,15 +106,15 @@ def stepped(folder: Path, kind: str, dtype: str, n_steps: int) -> dict[str, floa
 
 
 _STEPPED = """
-import json, resource, sys, time
+import json, sys, time
 import mlx.core as mx
 import numpy as np
 import csm_mlx
 from csm_mlx.benchmark import frame_bytes
+from csm_mlx.checkpoint.convert import peak_memory_bytes as peak
 from support.memory import resident_bytes
 
 folder, kind, dtype, n_steps = sys.argv[1:]
-peak = lambda: max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, mx.get_peak_memory())
 load = csm_mlx.load_stt if kind == "stt" else csm_mlx.load_moshi
 began = time.perf_counter()
 model = load(folder, dtype=getattr(mx, dtype))

@@ -14,11 +14,12 @@ pytestmark = pytest.mark.slow
 LIMIT_BYTES = 16e9
 
 PROGRAM = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import mlx.core as mx
 from support.models import ByteTokenizer
 from support.training import random_examples
+from csm_mlx.checkpoint.convert import peak_resident_bytes
 from csm_mlx.stored import preset
 from csm_mlx.generate.session import Csm
 from csm_mlx.models.csm import CsmModel
@@ -42,11 +43,10 @@ training = TrainConfig(batch=1, steps=1, checkpoint_blocks=sys.argv[3] == "recom
 told = estimate(csm, training, examples)
 reports = []
 result = train(csm, training, examples, out, on_step=reports.append)
-unit = 1 if sys.platform == "darwin" else 1024
 json.dump({
     "bits_per_weight": bits_per_weight(model), "made_s": made_s, "step_s": reports[0].seconds,
     "n_trainable": result.n_trainable, "peak_bytes": result.peak_bytes, "told_bytes": told.total_bytes,
-    "rss_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "n_rows": sum(examples[0].turn_rows),
+    "rss_bytes": peak_resident_bytes(), "n_rows": sum(examples[0].turn_rows),
     "loss": result.losses.total, "norm": reports[0].grad_norm,
 }, sys.stdout)
 """

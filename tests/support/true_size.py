@@ -45,11 +45,10 @@ def csm(*args: str | Path) -> tuple[dict, int]:
 
 
 _MEASURED = """
-import atexit, resource, sys
+import atexit, sys
+from csm_mlx.checkpoint.convert import peak_resident_bytes
 from csm_mlx_app.cli import main
-unit = 1 if sys.platform == "darwin" else 1024
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-atexit.register(lambda: print(f"peak_rss={peak()}", file=sys.stderr))
+atexit.register(lambda: print(f"peak_rss={peak_resident_bytes()}", file=sys.stderr))
 main()
 """
 
