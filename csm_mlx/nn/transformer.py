@@ -187,8 +187,9 @@ class Transformer(nn.Module):
         """
         offset, padding, n_slots = state["offset"], state["padding"], cache.capacity(state)
         keys, values, batch, window = state["keys"], state["values"], x.shape[0] // n_steps, self._config.window
-        is_within = n_slots <= FEW_SLOTS and offset > 0 and window is None
-        if self._piece is not None and not is_within and not self._piece.is_current():
+        # Within a depth decoder's frame it is current, and a ring without a mask does not take it.
+        is_sure = n_slots <= FEW_SLOTS and offset > 0 if window is None else n_slots <= window
+        if self._piece is not None and not is_sure and not self._piece.is_current():
             self._piece = None  # it holds the old weights
         is_piece = self._piece is not None and (n_steps == 1 or last_only == (window is None))
         at = self.row_at(state, n_steps, batch, x.dtype) if is_piece else None
@@ -289,11 +290,11 @@ def _in_few_operations(
 
     For float32, for one position or a ring.
     """
+    assert at.offset is not None
     if at.slots.ndim == 1:
-        if at.n_steps > 1 or at.offset is None:
+        if at.n_steps > 1:
             return at
         return at._replace(turns=_turns(config, rope, *(at.offset - n for n in padding or (0,))))
-    assert at.offset is not None
     mask = np.where(np.array(at.mask), np.float32(0), np.float32("-inf"))
     if config.n_heads == config.n_kv_heads:
         mask = np.broadcast_to(mask, (batch, config.n_heads, *mask.shape))
