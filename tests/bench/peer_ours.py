@@ -1,6 +1,7 @@
 """csm-mlx, and the floor: our weights as bare products, in the same process so that they are in memory once."""
 
 from functools import cache
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -100,6 +101,18 @@ def frame() -> Measure:
     return repeated(FrameLoop(model(), SAMPLING, TEXT_ROWS).run)
 
 
+def matvecs() -> Measure:
+    """The floor of a frame as `x @ weight` for one row x, which OpenBLAS multiplies slower than the four of
+    `csm_mlx.nn.layout.multiplied`."""
+    products = BareProducts(model())
+
+    def run() -> None:
+        with patch("csm_mlx.nn.layout._fills_rows", return_value=False):
+            products.run()
+
+    return repeated(run)
+
+
 if __name__ == "__main__":
     serve(
         ["csm-mlx", "mlx"],
@@ -115,6 +128,7 @@ if __name__ == "__main__":
             "csm_prefill_audio": lambda: repeated(prefill_audio),
             "csm_prefill_memory": lambda: peak_above(prefill_audio, before=mx.clear_cache),
             "floor:csm_frame": lambda: repeated(BareProducts(model()).run),
+            "matvec:csm_frame": matvecs,
             "floor:csm_prefill_text": lambda: repeated(BareProducts(model(), TEXT_ROWS).run),
             "floor:csm_prefill_audio": lambda: repeated(BareProducts(model(), AUDIO_ROWS).run),
         },

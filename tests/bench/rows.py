@@ -77,7 +77,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Peer:
-    """One column of the table. Floor and ours share a worker, whose rows for the floor have a prefix."""
+    """One column of the table. The floors and ours share a worker, whose rows for them have a prefix."""
 
     name: str
     script: str
@@ -97,6 +97,7 @@ PEERS = (
     Peer("rustymimi", "peer_rustymimi.py", "parity", MIMI),
     Peer("transformers", "peer_transformers.py", "parity", ALL),
     Peer("floor", "peer_ours.py", "ours", ("csm",), "floor:"),
+    Peer("matvecs", "peer_ours.py", "ours", ("csm",), "matvec:"),
 )
 
 
