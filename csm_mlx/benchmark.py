@@ -289,7 +289,7 @@ class BareProducts:
         model.prepare()
         self._n_rows, self._dtype = prefill_rows or 1, model.dtype
         self._inputs: dict[int, mx.array] = {}
-        once, again = list[Callable[[], mx.array]](), list[Callable[[], mx.array]]()
+        once, again = list[Callable[[], list[mx.array]]](), list[Callable[[], list[mx.array]]]()
         for path, module in model.named_modules():
             if isinstance(module, Layers) and (prefill_rows is None or path.startswith("backbone.")):
                 products = [self._product(module, product) for product in module.products]
@@ -297,20 +297,20 @@ class BareProducts:
         n_codebooks = model.config.n_codebooks
         if prefill_rows is None:
             hidden, state = (self._input(config.dim) for config in (model.config.backbone, model.config.depth))
-            once.append(lambda: model.depth_input(hidden))
-            once += [lambda k=k: model.code_logits(state if k else hidden, k) for k in range(n_codebooks)]
+            once.append(lambda: [model.depth_input(hidden)])
+            once += [lambda k=k: [model.code_logits(state if k else hidden, k)] for k in range(n_codebooks)]
         self._products = once + (n_codebooks - 1) * again
 
-    def build(self) -> list[mx.array]:
-        """Every product, none computed."""
+    def build(self) -> list[list[mx.array]]:
+        """The outputs of every product, none computed."""
         return [product() for product in self._products]
 
     def run(self) -> None:
         mx.eval(self.build())
 
-    def _product(self, owner: Layers, product: Product) -> Callable[[], mx.array]:
+    def _product(self, owner: Layers, product: Product) -> Callable[[], list[mx.array]]:
         x = self._input(_n_inputs(owner[product.names[0]]))
-        return lambda: product(owner, x)
+        return lambda: product.parts(owner, x) if product.in_parts else [product(owner, x)]
 
     def _input(self, width: int) -> mx.array:
         if width not in self._inputs:

@@ -17,7 +17,8 @@ KERNEL_ROWS = 4
 multiple: one or two rows a tenth longer than four, three rows half as long again."""
 
 LARGE_WEIGHT = 500_000
-"""Numbers of a weight from which on filling rows up to such a multiple costs less than it saves."""
+"""Numbers of a weight from which on filling rows up to such a multiple costs less than it saves, and so does reading
+layers that lie apart."""
 
 
 def on_cpu() -> bool:
@@ -71,19 +72,41 @@ def multiplied(x: mx.array, weight: mx.array, onto: mx.array | None = None) -> m
 
     A few rows are filled up with themselves where a large product takes less time so, and cut off again.
     """
-    n_rows, n_in = x.shape
-    n_missing = -n_rows % KERNEL_ROWS
-    if (
-        n_missing == 0
-        or n_rows > FEW_ROWS
-        or weight.size < LARGE_WEIGHT
-        or x.dtype != mx.float32
-        or not (on_cpu() and _fills_rows())
-    ):
+    if not _is_filled(x, weight):
         return mx.matmul(x, weight) if onto is None else mx.addmm(onto, x, weight)
-    filled = mx.broadcast_to(x, (KERNEL_ROWS, n_in)) if n_rows == 1 else mx.concatenate([x, x[:n_missing]])
-    y = mx.matmul(filled, weight)[:n_rows]
+    y = mx.matmul(_filled(x), weight)[: x.shape[0]]
     return y if onto is None else onto + y
+
+
+def multiplied_by_each(x: mx.array, weights: mx.array) -> list[mx.array]:
+    """`multiplied` for weights (n, n_in, n_out): n of (N, n_out), each without gaps."""
+    n, _, n_out = weights.shape
+    if not _is_filled(x, weights):
+        return list(mx.split(mx.matmul(x, weights).reshape(-1, n_out), n))
+    filled = _filled(x, n)
+    y, n_rows, n_filled = mx.matmul(filled, weights).reshape(-1, n_out), x.shape[0], filled.shape[-2]
+    cuts = [start + end for start in range(0, n * n_filled, n_filled) for end in (n_rows, n_filled)]
+    return list(mx.split(y, cuts[:-1]))[::2]
+
+
+def _is_filled(x: mx.array, weight: mx.array) -> bool:
+    n_rows = x.shape[0]
+    return (
+        n_rows % KERNEL_ROWS > 0
+        and n_rows < FEW_ROWS
+        and weight.size >= LARGE_WEIGHT
+        and x.dtype == mx.float32
+        and on_cpu()
+        and _fills_rows()
+    )
+
+
+def _filled(x: mx.array, *n: int) -> mx.array:
+    """A few rows x (N, n_in), filled up with themselves to a multiple of `KERNEL_ROWS`; a single one `n` times."""
+    n_rows, n_in = x.shape
+    if n_rows == 1:
+        return mx.broadcast_to(x, (*n, KERNEL_ROWS, n_in))
+    return mx.concatenate([x, x[: -n_rows % KERNEL_ROWS]])
 
 
 class Factor:

@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from csm_mlx.nn.layout import Factor, laid_out, lies_by_inputs, times
+from csm_mlx.nn.layout import LARGE_WEIGHT, Factor, laid_out, lies_by_inputs, multiplied_by_each, times
 
 _ARRAYS = ("weight", "scales", "biases")
 
@@ -20,17 +20,30 @@ class Product:
     put in place first.
     """
 
-    __slots__ = ("_factor", "_first_rows", "_made_of", "_n_rows", "_names", "_options", "_weights")
+    __slots__ = (
+        "_factor",
+        "_first_rows",
+        "_made_of",
+        "_n_rows",
+        "_names",
+        "_options",
+        "_stack",
+        "_weights",
+        "in_parts",
+    )
 
-    def __init__(self, *names: str | int, n_rows: int | None = None):
-        """names: of the layers in their owner. n_rows: how many of a single layer's rows are asked for; else all."""
-        self._names, self._n_rows = names, n_rows
+    def __init__(self, *names: str | int, n_rows: int | None = None, in_parts: bool = False):
+        """names: of the layers in their owner. n_rows: how many of a single layer's rows are asked for; else all.
+        in_parts: the layers have as many rows each, and `parts` is what they are asked for."""
+        self._names, self._n_rows, self.in_parts = names, n_rows, in_parts
         self._made_of: list[tuple[str | int, str, mx.array]] = []
         self._factor: Factor | None = None
         self._first_rows: int | None = None
         """Those of the factor's that are asked for, where it has more."""
         self._weights: list[mx.array] = []
         self._options: dict[str, Any] = {}
+        self._stack: mx.array | None = None
+        """(layers, dim, their rows), where a prefill would have to copy what comes out side by side."""
 
     @property
     def names(self) -> tuple[str | int, ...]:
@@ -56,7 +69,10 @@ class Product:
             self._options = options
             mx.eval(self._weights)
         elif layers[0]["weight"].dtype == mx.float32 and lies_by_inputs():
-            self._factor = Factor(_joined_by_inputs(layers))
+            if self.in_parts and len(layers) * layers[0]["weight"].size >= LARGE_WEIGHT:
+                self._stack = _stacked_by_inputs(layers)
+            else:
+                self._factor = Factor(_joined_by_inputs(layers))
             self._first_rows = self._n_rows  # columns of some rows would be copied for each product
         else:
             self._factor = Factor(_joined(layers, "weight")[: self._n_rows])
@@ -71,12 +87,22 @@ class Product:
         y = ys[0][..., : self._n_rows] if len(ys) == 1 else mx.concatenate(ys, axis=-1)
         return y if onto is None else onto + y
 
+    def parts(self, owner: Any, x: mx.array, *, without_gaps: bool = False) -> list[mx.array]:
+        """The outputs of each layer for x (N, dim), if wanted as rows that follow each other in memory."""
+        operands = self.operands(owner, x.shape[0], x.dtype)
+        if self._stack is not None and operands is not None:
+            return multiplied_by_each(x, self._stack)
+        parts = list(mx.split(self(owner, x), len(self._names), axis=-1))
+        return [mx.contiguous(part) for part in parts] if without_gaps and x.shape[0] > 1 else parts
+
     def operands(self, owner: Any, n_rows: int, dtype: mx.Dtype) -> list[mx.array] | None:
         """What `by` multiplies so many rows by; None where the layers have changed and each computes for itself."""
         for name, key, array in self._made_of:
             if owner[name].get(key) is not array:
                 self._forget()
                 return None
+        if self._stack is not None:
+            return [self._stack]
         return self._weights or (None if self._factor is None else [self._factor.operand(n_rows, dtype)])
 
     def by(self, operands: list[mx.array], x: mx.array, onto: mx.array | None = None) -> mx.array:
@@ -84,6 +110,8 @@ class Product:
         if self._options:
             weight, scales, *biases = operands  # mxfp4 and its like have no biases
             y = mx.quantized_matmul(x, weight, scales, biases[0] if biases else None, **self._options)
+        elif self._stack is not None:
+            y = mx.concatenate(multiplied_by_each(x, operands[0]), axis=-1)
         elif self._first_rows is None:
             return times(x, operands[0], onto)
         else:
@@ -96,7 +124,8 @@ class Product:
         return self._options, self._first_rows, bool(self._made_of)
 
     def _forget(self) -> None:
-        self._made_of, self._weights, self._factor, self._first_rows, self._options = [], [], None, None, {}
+        self._made_of, self._weights, self._options = [], [], {}
+        self._factor = self._first_rows = self._stack = None
 
 
 class Layers(nn.Module):
@@ -136,6 +165,16 @@ def _joined_by_inputs(layers: list[nn.Module]) -> mx.array:
         return whole
     whole = mx.concatenate([layer["weight"].T for layer in layers], axis=1).T
     _share(layers, "weight", whole)
+    return whole
+
+
+def _stacked_by_inputs(layers: list[nn.Module]) -> mx.array:
+    """Their weights, (layers, dim, rows), each of which their own array is, lying column by column."""
+    whole = mx.stack([layer["weight"].T for layer in layers])
+    mx.eval(whole)
+    for layer, columns in zip(layers, whole, strict=True):
+        layer["weight"] = columns.T
+        mx.eval(layer["weight"])
     return whole
 
 

@@ -46,7 +46,7 @@ class SwiGLU(Layers):
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self._gate_up, self._down = Product("gate_proj", "up_proj"), Product("down_proj")
+        self._gate_up, self._down = Product("gate_proj", "up_proj", in_parts=True), Product("down_proj")
         self._is_quick = False
 
     @property
@@ -58,7 +58,8 @@ class SwiGLU(Layers):
         self._is_quick = on_cpu()
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        gate, up = mx.split(self._gate_up(self, x), 2, axis=-1)
+        # For gaps MLX would compile swiglu's kernel once more, a second at the first sound.
+        gate, up = self._gate_up.parts(self, x, without_gaps=self._is_quick)
         is_quick = self._is_quick and gate.dtype == mx.float32
         return self._down(self, swiglu(gate, up) if is_quick else gate * mx.sigmoid(gate) * up, onto)
 

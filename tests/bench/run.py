@@ -4,7 +4,9 @@
     python tests/bench/run.py --stages mimi --peers csm-mlx,rustymimi --rounds 1 --out /tmp/bench
 
 Each peer is a process of its own in its own environment and stays alive through a stage; in each round every row is
-measured on all peers in turn, so that what disturbs the machine disturbs all of them. One thread each.
+measured on all peers in turn, so that what disturbs the machine disturbs all of them. One thread each, on one core:
+MLX's own two threads wake each other for every few operations, which between idle cores of a virtual machine costs a
+tenth of a small frame's processor time, by no merit of the code. `--cores 2` measures that too.
 """
 
 import argparse
@@ -48,13 +50,13 @@ def pythons() -> dict[str, Path]:
 class Worker:
     """The process of one script; started when first asked, ended by `stop`."""
 
-    def __init__(self, script: str, environment: str, cache: Path, logs: Path):
+    def __init__(self, script: str, environment: str, cache: Path, logs: Path, cores: set[int] | None = None):
         self._command = [str(pythons()[environment]), str(HERE / script), str(cache)]
         self._log = logs / f"{script}.log"
         env = os.environ | ONE_THREAD
         if environment == "parity":
             env.pop("LD_PRELOAD", None)  # for MLX, whose Linux wheel carries slow BLAS; PyTorch brings its own
-        self._env = env
+        self._env, self._cores = env, cores
         self._process: subprocess.Popen[str] | None = None
         self.versions: dict[str, str] = {}
         self.rows: list[str] = []
@@ -97,6 +99,8 @@ class Worker:
                 self._process = subprocess.Popen(
                     self._command, stdin=pipe, stdout=pipe, stderr=log, env=self._env, text=True, cwd=HERE
                 )
+            if self._cores:
+                os.sched_setaffinity(self._process.pid, self._cores)  # and so are the threads that it will start
             hello = self._read(self._process, START_S)
             self.versions, self.rows = hello["versions"], hello["rows"]
         return self._process
@@ -193,6 +197,15 @@ def bench_embedded() -> dict[str, Any]:
     return figures
 
 
+def some_cores(n: int) -> set[int]:
+    """The last `n` of those that this process may run on; none where a system does not say."""
+    if n < 1:
+        sys.exit(f"--cores is {n}, expected 1 or more")
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    return set(sorted(os.sched_getaffinity(0))[-n:])
+
+
 def lacks_memory(stage: Stage, peers: list[Peer]) -> str | None:
     """Why a stage would push the machine into swapping, which measures the disk; None where it fits."""
     meminfo = Path("/proc/meminfo")
@@ -229,12 +242,14 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(stages), help="which, with commas between (default: %(default)s)")
     parser.add_argument("--peers", default=",".join(peers), help="which, with commas between (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of everything quick (default: 5)")
+    parser.add_argument("--cores", type=int, default=1, help="that each peer may run on, Linux only (default: 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the results (default: docs)")
     parser.add_argument("--cache", type=Path, default=ROOT / ".bench" / "weights", help="folder of the weights")
     arguments = parser.parse_args()
     wanted = chosen(arguments.peers, peers, "--peers")
     wanted_stages = chosen(arguments.stages, stages, "--stages")
     write_weights(arguments.cache.resolve())
+    cores = some_cores(arguments.cores)
     table, versions, loads = Table(), {}, [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as logs:
         for stage in STAGES:
@@ -244,7 +259,9 @@ def main() -> None:
             if reason := lacks_memory(stage, here):
                 table.missing |= {row.name: dict.fromkeys((p.name for p in here), reason) for row in stage.rows}
                 continue
-            workers = {p.script: Worker(p.script, p.environment, arguments.cache.resolve(), Path(logs)) for p in here}
+            workers = {
+                p.script: Worker(p.script, p.environment, arguments.cache.resolve(), Path(logs), cores) for p in here
+            }
             measure_stage(stage, here, workers, arguments.rounds, table)
             for worker in workers.values():
                 versions |= worker.versions
@@ -253,6 +270,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["make bench"] if len(sys.argv) == 1 else ["python tests/bench/run.py", *sys.argv[1:]]),
         "machine": machine(),
+        "cores_each": len(cores) or None,
         "load_average": [round(load, 1) for load in loads],
         "versions": versions,
         "embedded": bench_embedded(),
