@@ -5,8 +5,8 @@
 
 Each peer is a process of its own in its own environment and stays alive through a stage; in each round every row is
 measured on all peers in turn, so that what disturbs the machine disturbs all of them. One thread each, on one core:
-MLX's own two threads wake each other for every few operations, which between idle cores of a virtual machine costs a
-tenth of a small frame's processor time, by no merit of the code. `--cores 2` measures that too.
+MLX's own two threads wake each other every few operations, which between idle cores of a virtual machine costs a tenth
+of a small frame's processor time and says nothing about the code. `--cores 2` measures that too.
 """
 
 import argparse
