@@ -40,6 +40,34 @@ def test_one_product_says_what_the_layers_say(bits: int | None) -> None:
 
 
 @pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("n_large", [1, 10**9])
+def test_parts_are_what_the_layers_say(bits: int | None, n_large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("layout", "linear"):  # as layers of true width lie, and as small ones do
+        monkeypatch.setattr(f"csm_mlx.nn.{module}.LARGE_WEIGHT", n_large)
+    owner, product = Owner(32, 32, 32), Product("a", "b", "c", in_parts=True)
+    if bits:
+        nn.quantize(owner, 64, bits)
+    mx.eval(owner.parameters())
+    weights = {name: mx.array(owner[name]["weight"]) for name in "abc"}
+    mx.eval(weights)
+    for prepared in (False, True, True):
+        for n_rows in (1, 2, 3, 4, 5, 8, 9):
+            x = mx.random.normal((n_rows, 64))
+            expected = [owner[name](x) for name in "abc"]
+            for without_gaps in (False, True):
+                parts = product.parts(owner, x, without_gaps=without_gaps)
+                assert [part.shape for part in parts] == 3 * [(n_rows, 32)]
+                assert max(largest(a - b) for a, b in zip(parts, expected, strict=True)) < 1e-5
+            assert largest(product(owner, x) - mx.concatenate(expected, axis=-1)) < 1e-5, prepared
+        product.prepare(owner)
+    assert all(mx.array_equal(owner[name]["weight"], weights[name]) for name in "abc")
+    owner["b"].update({"weight": mx.zeros_like(owner["b"]["weight"])})
+    x = mx.random.normal((3, 64))
+    assert largest(product.parts(owner, x)[1] - owner["b"](x)) < 1e-5
+
+
+@pytest.mark.usefixtures("order")
 def test_what_changed_since_is_noticed() -> None:
     owner, x = Owner(32, 8, 8), mx.random.normal((3, 64))
     product = Product("a", "b", "c")
