@@ -94,13 +94,13 @@ def test_bare_products_are_those_of_one_frame(recipe: str | None) -> None:
     if recipe:
         quantize_model(model, Quantization(recipe=recipe, group_size=32))
         mx.eval(model.parameters())
-    outputs = sum(BareProducts(model).build(), [])
+    outputs = [y for product in BareProducts(model).build() for y in product]
     again, heads = csm.n_codebooks - 1, csm.n_codebooks * [csm.codebook_size]
     backbone = 2 * [64 + 32 + 32, 64, 128, 128, 64]  # q, k and v, o, gate, up, down
     depth = 2 * again * [32 + 16 + 16, 64, 128, 128, 64]
     assert sorted(y.shape[1] for y in outputs) == sorted([*backbone, *depth, 64, *heads])
     assert count_nodes(*outputs) <= len(outputs) + len(heads)  # of which a head's last rows may be cut off
-    prefill = sum(BareProducts(model, prefill_rows=5).build(), [])
+    prefill = [y for product in BareProducts(model, prefill_rows=5).build() for y in product]
     assert sorted(y.shape for y in prefill) == sorted((5, rows) for rows in backbone)
 
 
