@@ -89,9 +89,8 @@ class Product:
 
     def parts(self, owner: Any, x: mx.array, *, without_gaps: bool = False) -> list[mx.array]:
         """The outputs of each layer for x (N, dim), if wanted as rows that follow each other in memory."""
-        operands = self.operands(owner, x.shape[0], x.dtype)
-        if self._stack is not None and operands is not None:
-            return multiplied_by_each(x, self._stack)
+        if self._stack is not None and (operands := self.operands(owner, x.shape[0], x.dtype)) is not None:
+            return multiplied_by_each(x, operands[0])
         parts = list(mx.split(self(owner, x), len(self._names), axis=-1))
         return [mx.contiguous(part) for part in parts] if without_gaps and x.shape[0] > 1 else parts
 

@@ -58,9 +58,10 @@ class SwiGLU(Layers):
         self._is_quick = on_cpu()
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        is_quick = self._is_quick and x.dtype == mx.float32
         # For gaps MLX would compile swiglu's kernel once more, a second at the first sound.
-        gate, up = self._gate_up.parts(self, x, without_gaps=self._is_quick)
-        is_quick = self._is_quick and gate.dtype == mx.float32
+        gate, up = self._gate_up.parts(self, x, without_gaps=is_quick)
+        is_quick = is_quick and gate.dtype == mx.float32
         return self._down(self, swiglu(gate, up) if is_quick else gate * mx.sigmoid(gate) * up, onto)
 
 

@@ -109,9 +109,7 @@ def startup_lines(samples: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def markdown(result: dict[str, Any]) -> str:
     m, load, cores = result["machine"], result["load_average"], result.get("cores_each")
-    each = (
-        "" if cores is None else " Each process ran on one core." if cores == 1 else f" Each could use {cores} cores."
-    )
+    each = f" Each process was kept to {cores} core{'s' * (cores > 1)}." if cores else ""
     lines = [
         f"Taken on {result['date']} by `{result['command']}`: {m['chip']}, {m['cores']} cores, {m['memory_gb']} GB, "
         f"{m['system']}, Python {m['python']}, BLAS {m['blas']}; load average {min(load):.1f} to {max(load):.1f}.",
