@@ -17,7 +17,7 @@ PREFILL_ROWS = BLOCK
 """Rows run at once."""
 EMBEDDED_ROWS = 32
 """Rows embedded at once: a row of sound is the sum of K lookups."""
-GROWTH = 512
+GROWTH = 256
 """The cache grows by this many positions: short conversations attend over few."""
 
 

@@ -17,7 +17,7 @@ from csm_mlx.nn.rope import Rope, turned
 _QUERY_BLOCK = 64
 """Positions attended at once on a CPU, which has no kernel that skips the scores that a causal mask hides: small blocks
 have few of those."""
-_MANY_SCORES = 50_000
+_MANY_SCORES = 6_000
 """From which on a softmax of its own costs less than MLX's, whose `exp` on a CPU takes 12 ns."""
 
 

@@ -152,6 +152,16 @@ def times(x: mx.array, operand: mx.array, onto: mx.array | None = None) -> mx.ar
     """What a `Factor` makes of x, by its operand for so many rows."""
     if operand.ndim == 2:
         return multiplied(x, operand, onto)
-    n_rows, y = x.shape[0], x @ operand
+    # Not a product that broadcasts: it would copy a single row for each piece.
+    n_rows, y = x.shape[0], mx.gather_mm(x, operand, *_once_for_each(operand.shape[0]))
     y = (y if n_rows == 1 else y.swapaxes(0, 1)).reshape(n_rows, -1)
     return y if onto is None else onto + y
+
+
+@cache
+def _once_for_each(n_pieces: int) -> tuple[mx.array, mx.array]:
+    """Indices, each (n_pieces,): the rows, again and again, and every piece. Evaluated, as another thread has no stream
+    to make them on."""
+    indices = mx.zeros(n_pieces, mx.uint32), mx.arange(n_pieces, dtype=mx.uint32)
+    mx.eval(indices)
+    return indices

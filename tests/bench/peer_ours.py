@@ -102,12 +102,11 @@ def frame() -> Measure:
 
 
 def matvecs() -> Measure:
-    """The floor of a frame as `x @ weight` for one row x, which OpenBLAS multiplies slower than the four of
-    `csm_mlx.nn.layout.multiplied`."""
+    """The floor of a frame as `x @ weight.T` layer by layer, each weight as it lies in memory."""
     products = BareProducts(model())
 
     def run() -> None:
-        with patch("csm_mlx.nn.layout._fills_rows", return_value=False):
+        with patch("csm_mlx.nn.linear.Product.operands", return_value=None):
             products.run()
 
     return repeated(run)

@@ -20,8 +20,8 @@ NOTES = (
     "Each figure is the median and, in brackets, the quartiles, in milliseconds. Processor time at one thread is the "
     "one to compare: other programs disturb it least. All peers did the same work on random weights at the same "
     "dimensions in float32, one process each, taking turns row by row. The floor is our weights as MLX's bare "
-    "products, each as often as it is read, in the layout and with the rows that ours take; matvecs are the same with "
-    "one row, not filled up. A better BLAS or layout can be faster than both."
+    "products, each as often as it is read, in the layout and with the rows that ours take; matvecs are "
+    "each layer's weight as it lies in memory, by `x @ weight.T`. A better BLAS or layout can be faster than both."
 )
 
 
