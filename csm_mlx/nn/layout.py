@@ -152,8 +152,8 @@ def times(x: mx.array, operand: mx.array, onto: mx.array | None = None) -> mx.ar
     """What a `Factor` makes of x, by its operand for so many rows."""
     if operand.ndim == 2:
         return multiplied(x, operand, onto)
-    # Not a product that broadcasts: it would copy a single row for each piece.
-    n_rows, y = x.shape[0], mx.gather_mm(x, operand, *_once_for_each(operand.shape[0]))
+    # Not a product that broadcasts: it would copy a single row for each piece. As a batch, else it has no gradient.
+    n_rows, y = x.shape[0], mx.gather_mm(x[None], operand, *_once_for_each(operand.shape[0]))
     y = (y if n_rows == 1 else y.swapaxes(0, 1)).reshape(n_rows, -1)
     return y if onto is None else onto + y
 

@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 from support.models import greedy, largest, llama, random_csm, random_csm_model
 
+from csm_mlx.nn.layout import Factor
 from csm_mlx.nn.linear import Product
 from csm_mlx.nn.transformer import Transformer
 from csm_mlx.quantize import Quantization, named_parameters, quantize_model
@@ -132,6 +133,16 @@ def test_a_session_speaks_with_the_weights_of_now() -> None:
 
 
 @pytest.mark.usefixtures("order")
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_gradients_pass_through_a_large_weight(n_rows: int) -> None:
+    weight, x = mx.random.normal((1536, 1024)), mx.random.normal((n_rows, 1024))
+    times = Factor(weight)
+    gradient = mx.grad(lambda x: mx.square(times(x)).sum())(x)
+    expected = mx.grad(lambda x: mx.square(x @ weight.T).sum())(x)
+    assert largest(gradient - expected) < 1e-5 * largest(expected)
+
+
 def test_gradients_reach_what_was_prepared() -> None:
     transformer, x = Transformer(llama(64)), mx.random.normal((1, 6, 64))
 
