@@ -36,6 +36,7 @@ def test_one_product_says_what_the_layers_say(bits: int | None) -> None:
         assert largest(product(owner, x, plus) - plus - expected) < 1e-5
         product.prepare(owner)
     assert all(mx.array_equal(array, arrays[name]) for name, array in named_parameters(owner).items())
+    assert largest(mx.concatenate([owner[name](x) for name in "abc"], axis=-1) - expected) < 1e-5
     head = Product("a", n_rows=30)
     head.prepare(owner)
     assert largest(head(owner, x) - expected[:, :30]) < 1e-5
@@ -133,7 +134,6 @@ def test_a_session_speaks_with_the_weights_of_now() -> None:
 
 
 @pytest.mark.usefixtures("order")
-@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("n_rows", [1, 3])
 def test_gradients_pass_through_a_large_weight(n_rows: int) -> None:
     weight, x = mx.random.normal((1536, 1024)), mx.random.normal((n_rows, 1024))
@@ -143,6 +143,7 @@ def test_gradients_pass_through_a_large_weight(n_rows: int) -> None:
     assert largest(gradient - expected) < 1e-5 * largest(expected)
 
 
+@pytest.mark.usefixtures("order")
 def test_gradients_reach_what_was_prepared() -> None:
     transformer, x = Transformer(llama(64)), mx.random.normal((1, 6, 64))
 
