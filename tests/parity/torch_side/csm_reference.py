@@ -131,7 +131,7 @@ def run(model: CsmForConditionalGeneration, tokenizer: Path, clips: list[np.ndar
     ).logits
     reference["hidden"] = hidden
     reference["logits"] = torch.cat([c0[:, None], others], dim=1)
-    _check_gaps(reference["logits"][..., : config.codec_config.codebook_size], greedy)
+    _check_doubts(reference["logits"][..., : config.codec_config.codebook_size], greedy)
     return reference
 
 
@@ -145,12 +145,15 @@ def _prompt(tokenizer_file: Path, n_frames: list[int]) -> torch.Tensor:
     return torch.tensor([tokenizer.encode("".join(parts), add_special_tokens=False).ids])
 
 
-def _check_gaps(logits: torch.Tensor, greedy: torch.Tensor) -> None:
+def _check_doubts(logits: torch.Tensor, greedy: torch.Tensor) -> None:
     best = logits.topk(2, dim=-1)
     if not torch.equal(best.indices[..., 0], greedy):
         raise DoubtError("transformers' own generate and forward disagree")
     if len(greedy) < FEWEST_FRAMES:
         raise DoubtError(f"it ends after {len(greedy)} frames")
+    n_distinct = len(greedy.unique(dim=0))
+    if 2 * n_distinct <= len(greedy):
+        raise DoubtError(f"only {n_distinct} of {len(greedy)} frames are distinct")  # our guard would end such speech
     gap = (best.values[..., 0] - best.values[..., 1]).min().item()
     if gap < MIN_GAP:
         raise DoubtError(f"two logits of a greedy choice are {gap:.1e} apart")
