@@ -88,11 +88,14 @@ class Product:
         return y if onto is None else onto + y
 
     def parts(self, owner: Any, x: mx.array, *, without_gaps: bool = False) -> list[mx.array]:
-        """The outputs of each layer for x (N, dim), if wanted as rows that follow each other in memory."""
+        """The outputs of each layer for x (N, dim); without gaps: in memory nothing lies between the numbers of one,
+        row by row or column by column."""
         if self._stack is not None and (operands := self.operands(owner, x.shape[0], x.dtype)) is not None:
             return multiplied_by_each(x, operands[0])
         parts = list(mx.split(self(owner, x), len(self._names), axis=-1))
-        return [mx.contiguous(part) for part in parts] if without_gaps and x.shape[0] > 1 else parts
+        if not without_gaps or x.shape[0] == 1:
+            return parts
+        return [mx.contiguous(part, allow_col_major=True) for part in parts]
 
     def operands(self, owner: Any, n_rows: int, dtype: mx.Dtype) -> list[mx.array] | None:
         """What `by` multiplies so many rows by; None where the layers have changed and each computes for itself."""

@@ -68,7 +68,7 @@ def test_a_wide_transposed_convolution_equals_mlx_own(n_steps: int) -> None:
 
 
 @pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 6, 7, 8, 9])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 6, 7, 8, 9, 24, 25, 512, 513])
 @pytest.mark.parametrize(("n_in", "n_out"), [(1024, 1026), (700, 2011), (96, 32)])
 def test_a_factor_says_what_its_weight_says(n_rows: int, n_in: int, n_out: int) -> None:
     weight, x = mx.random.normal((n_out, n_in)) / n_in**0.5, mx.random.normal((n_rows, n_in))

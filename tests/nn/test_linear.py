@@ -56,7 +56,7 @@ def test_parts_are_what_the_layers_say(bits: int | None, n_large: int, monkeypat
     weights = {name: mx.array(owner[name]["weight"]) for name in "abc"}
     mx.eval(weights)
     for prepared in (False, True, True):
-        for n_rows in (1, 2, 3, 4, 5, 8, 9):
+        for n_rows in (1, 2, 3, 4, 5, 8, 9, 25):
             x = mx.random.normal((n_rows, 64))
             expected = [owner[name](x) for name in "abc"]
             for without_gaps in (False, True):
@@ -134,7 +134,7 @@ def test_a_session_speaks_with_the_weights_of_now() -> None:
 
 
 @pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("n_rows", [1, 3, 20, 40])
 def test_gradients_pass_through_a_large_weight(n_rows: int) -> None:
     weight, x = mx.random.normal((1536, 1024)), mx.random.normal((n_rows, 1024))
     times = Factor(weight)
