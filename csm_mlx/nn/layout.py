@@ -25,8 +25,8 @@ KERNEL_ROWS = 4
 multiple: one or two rows a tenth longer than four, three rows half as long again."""
 
 LARGE_WEIGHT = 500_000
-"""Numbers of a weight from which on filling rows up to such a multiple costs less than it saves, and so does reading
-layers that lie apart."""
+"""Numbers of a weight from which on filling rows up to such a multiple costs less than it saves, and so do reading
+layers that lie apart and turning a product (`TURNED_ROWS`)."""
 
 
 def on_cpu() -> bool:
