@@ -99,14 +99,12 @@ def multiplied_by_each(x: mx.array, weights: mx.array) -> list[mx.array]:
 
 def _is_filled(x: mx.array, weight: mx.array) -> bool:
     n_rows = x.shape[0]
-    return (
-        n_rows % KERNEL_ROWS > 0
-        and n_rows < FEW_ROWS
-        and weight.size >= LARGE_WEIGHT
-        and x.dtype == mx.float32
-        and on_cpu()
-        and _fills_rows()
-    )
+    return n_rows % KERNEL_ROWS > 0 and n_rows < FEW_ROWS and _is_large(x, weight) and _fills_rows()
+
+
+def _is_large(x: mx.array, weight: mx.array) -> bool:
+    """Whether it is a BLAS's product, and of so large a weight that it pays to help it."""
+    return weight.size >= LARGE_WEIGHT and x.dtype == mx.float32 and on_cpu()
 
 
 def _filled(x: mx.array, *n: int) -> mx.array:
@@ -171,13 +169,7 @@ def times(x: mx.array, operand: mx.array, onto: mx.array | None = None) -> mx.ar
 
 def _is_turned(x: mx.array, weight: mx.array) -> bool:
     """Whether x @ weight takes less time as (weight.T @ x.T).T."""
-    return (
-        1 < x.shape[0] <= TURNED_ROWS
-        and weight.size >= LARGE_WEIGHT
-        and x.dtype == mx.float32
-        and on_cpu()
-        and _multiplies_unpacked()
-    )
+    return 1 < x.shape[0] <= TURNED_ROWS and _is_large(x, weight) and _multiplies_unpacked()
 
 
 @cache
